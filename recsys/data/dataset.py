@@ -1,0 +1,231 @@
+"""A prepared data set, memory-mapped: histories by user bucket, the catalogue, the manifest.
+
+Folder layout, written by ``recsys.data.prepare``::
+
+    manifest.json               recsys.schema.Manifest
+    items.arrow                 a row an internal item id; row 0 padding, row 1 unknown
+                                item_id string, train_count int64, coarse int32, and a column a
+                                feature: categorical int32, multi_hot list<int32>, numeric float32
+    items.<feature>.npy         frozen text vectors, float32 (N, width); rows 0 and 1 are zero
+    vocabularies.json           feature → its values in code order (code 2 first), for new logs
+    histories/00000.arrow …     one record batch a file, a row a user, see below
+    rejects/                    rows that were not used, with file, row number and reason
+
+A history row::
+
+    user_id     large_string    external id
+    item        large_list<int32>
+    timestamp   large_list<int64>       seconds since 1970, or the order column
+    behavior    large_list<int8>        codes from FIRST_BEHAVIOR
+    domain      large_list<int16>       only where domains are declared
+    event.<f>   large_list<int32|float> a declared event feature
+    user.<f>    int32 | float | large_list<int32>
+    train_end   int32           events [0, train_end) are training,
+    valid_end   int32           [train_end, valid_end) validation, [valid_end, …) test
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from recsys.config import from_dict, read_json
+from recsys.schema import FORMAT_VERSION, Feature, Manifest
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """Memory-map one Arrow IPC file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its table; nothing is copied until a column is used.
+
+    Raises:
+        ValueError: If the file is missing or is not an Arrow IPC file.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} cannot be read as an Arrow file: {error}.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Jagged:
+    """A list column as two tensors that share Arrow's memory: read only, never written in place."""
+
+    values: Tensor
+    """All rows end to end, (sum of lengths,)."""
+    offsets: Tensor
+    """Where each row starts, (rows + 1,) int64."""
+
+    def row(self, index: int) -> Tensor:
+        """The values of one row, a view."""
+        return self.values[int(self.offsets[index]) : int(self.offsets[index + 1])]
+
+
+def jagged_column(table: pa.Table, name: str) -> Jagged:
+    """View a list column as tensors without copying.
+
+    Args:
+        table: A table of one chunk.
+        name: A list column.
+
+    Returns:
+        Its values and offsets.
+    """
+    column = table[name].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    return Jagged(from_dlpack(column.values), from_dlpack(column.offsets).long())
+
+
+class Histories:
+    """One bucket of users: jagged event columns and plain user columns."""
+
+    def __init__(self, path: Path) -> None:
+        table = read_arrow(path)
+        self._table = table
+        self.num_users: int = table.num_rows
+        self.events: dict[str, Jagged] = {
+            name: jagged_column(table, name)
+            for name in table.column_names
+            if pa.types.is_large_list(table.schema.field(name).type)
+            and not name.startswith("user.")
+        }
+        self.user_lists: dict[str, Jagged] = {
+            name.removeprefix("user."): jagged_column(table, name)
+            for name in table.column_names
+            if pa.types.is_large_list(table.schema.field(name).type) and name.startswith("user.")
+        }
+        self.user_values: dict[str, Tensor] = {
+            name.removeprefix("user."): torch.tensor(table[name].to_numpy())
+            for name in table.column_names
+            if name.startswith("user.") and name.removeprefix("user.") not in self.user_lists
+        }
+        self.train_end = torch.tensor(table["train_end"].to_numpy()).long()
+        self.valid_end = torch.tensor(table["valid_end"].to_numpy()).long()
+
+    @property
+    def offsets(self) -> Tensor:
+        """Where each user's events start, (num_users + 1,) int64."""
+        return self.events["item"].offsets
+
+    @property
+    def user_ids(self) -> pa.ChunkedArray:
+        """External user ids, in row order."""
+        return self._table["user_id"]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Everything declared of the items, one row an internal id."""
+
+    item_ids: pa.Array
+    """External ids as strings; rows 0 and 1 are empty."""
+    train_count: Tensor
+    """Training events of each item, (N,) int64."""
+    coarse: Tensor
+    """Coarse code of each item (category or cluster), (N,) int64; 0 for the reserved rows."""
+    num_trained: int
+    features: tuple[Feature, ...]
+    values: dict[str, Tensor]
+    """Categorical (N,) int64, numeric (N,) float32, text (N, width) float32."""
+    lists: dict[str, Jagged]
+    """Multi-hot features."""
+
+    @property
+    def num_items(self) -> int:
+        """N, the reserved rows included."""
+        return len(self.item_ids)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """External id → internal id."""
+        return {name: i for i, name in enumerate(self.item_ids.to_pylist()) if i >= 2}
+
+    @staticmethod
+    def read(folder: Path, manifest: Manifest) -> "Catalogue":
+        """Read ``items.arrow`` and the text vectors beside it.
+
+        Args:
+            folder: The prepared data set or a saved model.
+            manifest: Its manifest, which declares the features.
+
+        Returns:
+            The catalogue; text vectors stay memory-mapped.
+        """
+        table = read_arrow(folder / "items.arrow").combine_chunks()
+        values: dict[str, Tensor] = {}
+        lists: dict[str, Jagged] = {}
+        for feature in manifest.item_features:
+            if feature.kind == "text":
+                array = np.load(
+                    folder / f"items.{feature.name}.npy", mmap_mode="c", allow_pickle=False
+                )
+                values[feature.name] = torch.from_numpy(array)
+            elif feature.kind == "multi_hot":
+                lists[feature.name] = jagged_column(table, feature.name)
+            else:
+                column = torch.tensor(table[feature.name].to_numpy())
+                values[feature.name] = (
+                    column.long() if feature.kind == "categorical" else column.float()
+                )
+        return Catalogue(
+            item_ids=table["item_id"].combine_chunks(),
+            train_count=torch.tensor(table["train_count"].to_numpy()),
+            coarse=torch.tensor(table["coarse"].to_numpy()).long(),
+            num_trained=manifest.num_trained_items,
+            features=manifest.item_features,
+            values=values,
+            lists=lists,
+        )
+
+
+class PreparedDataset:
+    """A prepared data set on disk; opening it reads the manifest and maps the rest.
+
+    Args:
+        path: The folder that ``prepare`` wrote.
+
+    Raises:
+        ValueError: If the folder is not a prepared data set of this version.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        values: Any = read_json(self.path / "manifest.json")
+        if not isinstance(values, dict) or values.get("version") != FORMAT_VERSION:
+            found = values.get("version") if isinstance(values, dict) else None
+            raise ValueError(
+                f"{self.path} holds a prepared data set of version {found!r}; this library reads "
+                f"version {FORMAT_VERSION}: run `python -m pipelines prepare` again."
+            )
+        self.manifest = from_dict(Manifest, values, where=f"{self.path}/manifest.json")
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The items."""
+        return Catalogue.read(self.path, self.manifest)
+
+    @cached_property
+    def buckets(self) -> tuple[Histories, ...]:
+        """All buckets, memory-mapped."""
+        return tuple(
+            Histories(self.path / "histories" / f"{i:05d}.arrow")
+            for i in range(self.manifest.num_buckets)
+        )
+
+    @cached_property
+    def vocabularies(self) -> dict[str, list[str]]:
+        """Feature (``item.x``, ``user.x``, ``event.x``) → values in code order, from code 2 on."""
+        found: dict[str, list[str]] = read_json(self.path / "vocabularies.json")
+        return found
