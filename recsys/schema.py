@@ -25,6 +25,9 @@ class Feature:
     """Values of a categorical or multi-hot column, the reserved two included; else 0."""
     width: int = 1
     """Numbers a row: 1 for numeric, the vector's length for text."""
+    mean: float = 0.0
+    """Of a numeric column over training rows; what is stored is ``(value - mean) / scale``."""
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Check that the sizes suit the kind."""
@@ -113,3 +116,10 @@ class Manifest:
     """Events by part and by behavior, users without training events, unknown items, drift."""
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every other file of the data set, by relative path."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Retrieval's tasks, weakest first: the funnel up to the declared target."""
+        if self.target_behavior in self.funnel:
+            return self.funnel[: self.funnel.index(self.target_behavior) + 1]
+        return self.funnel

@@ -33,3 +33,6 @@ FIRST_BEHAVIOR: Final = 3
 
 IGNORE: Final = -100
 """A target that no loss counts."""
+
+NUM_GAPS: Final = 40
+"""Buckets of a time gap: 0 = none or unknown, then one a power of two of seconds."""
