@@ -1,0 +1,333 @@
+"""A prepared data set as a stream of batches: for training, for evaluation, for scoring.
+
+Training cuts every user's training events into windows of at most ``max_history`` inputs, so that
+each event is a target once an epoch, however long the history. Where the windows start is drawn
+anew every epoch. The order is a function of (seed, epoch) alone, so a run resumes at any batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.batch import ContextBatch, EvaluationBatch, Labels
+from recsys.context.assemble import assemble
+from recsys.context.config import ContextConfig
+from recsys.context.history import Window
+from recsys.data.dataset import Histories, PreparedDataset
+from recsys.schema import Manifest
+from recsys.types import FIRST_BEHAVIOR, PAD, UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatches:
+    """The training part of a data set, in batches.
+
+    Args:
+        dataset: What to read.
+        config: How.
+        rows: B, windows a batch.
+        seed: Of the order, of where windows start, and of which moments become requests.
+        sort_within: Batches whose windows are sorted by length together, so that rows of a batch
+            are about equally long and little is padding.
+    """
+
+    dataset: PreparedDataset
+    config: ContextConfig
+    rows: int = 128
+    seed: int = 0
+    sort_within: int = 32
+
+    def num_batches(self, epoch: int = 0) -> int:
+        """Batches of an epoch."""
+        return sum(-(-len(w) // self.rows) for w in self._windows(epoch))
+
+    def _random(self, epoch: int, stream: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64([self.seed, epoch, stream]))
+
+    def _windows(self, epoch: int) -> list[np.ndarray]:
+        """Windows of every bucket: user row, first event, targets; (W, 3) int64."""
+        found = []
+        length = self.config.max_history
+        for number, bucket in enumerate(self.dataset.buckets):
+            targets = (bucket.train_end - 1).clamp(min=0).numpy()
+            draw = self._random(epoch, number).integers(0, length, size=len(targets))
+            # A user of more targets than a window has its first window shortened by the draw.
+            first = np.where(targets > length, length - draw, targets)
+            count = 1 + -(-(targets - first) // length)
+            row = np.repeat(np.arange(len(targets)), count)
+            ordinal = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+            start = np.where(ordinal == 0, 0, first[row] + (ordinal - 1) * length)
+            end = np.minimum(first[row] + ordinal * length, targets[row])
+            windows = np.stack((row, start, end - start), axis=1)
+            found.append(windows[windows[:, 2] > 0])
+        return found
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[ContextBatch, Labels]]:
+        """Stream one epoch.
+
+        Args:
+            epoch: Its number, from 0.
+            start: Batches to skip, for a run that resumes.
+
+        Yields:
+            A batch and its labels.
+        """
+        windows = self._windows(epoch)
+        random = self._random(epoch, len(windows))
+        plan: list[tuple[int, np.ndarray]] = []
+        for number, found in enumerate(windows):
+            found = found[random.permutation(len(found))]
+            span = self.rows * self.sort_within
+            for at in range(0, len(found), span):
+                part = found[at : at + span]
+                part = part[np.argsort(part[:, 2], kind="stable")]
+                plan += [(number, part[i : i + self.rows]) for i in range(0, len(part), self.rows)]
+        for place, chosen in enumerate(random.permutation(len(plan))):
+            if place >= start:
+                draws = self._random(epoch, len(windows) + 1 + place)
+                number, part = plan[chosen]
+                yield self._batch(number, part, draws)
+
+    def _batch(
+        self, number: int, windows: np.ndarray, random: np.random.Generator
+    ) -> tuple[ContextBatch, Labels]:
+        bucket, manifest = self.dataset.buckets[number], self.dataset.manifest
+        row, first, length = torch.from_numpy(windows).unbind(dim=1)
+        start = bucket.offsets[row] + first
+        num_requests = min(self.config.requests_per_row, int(length.max()))
+        # Without replacement: the smallest of one random number a position, 2 where there is none.
+        score = torch.from_numpy(random.random((len(row), int(length.max()))))
+        score = torch.where(torch.arange(score.shape[1]) < length[:, None], score, 2.0)
+        picked, place = score.topk(num_requests, dim=1, largest=False)
+        is_real = picked < 1.5
+        cut = torch.where(is_real, place + 1, 0)
+        values = bucket.events["timestamp"].values
+        timestamp = torch.where(is_real, values[start[:, None] + cut].long(), 0)
+        context, moved_to = assemble(
+            bucket,
+            manifest,
+            self.config,
+            rows=row,
+            window=Window(start, length),
+            cut=cut,
+            is_real=is_real,
+            timestamp=timestamp,
+        )
+        inside = torch.arange(int(length.max())) < length[:, None]
+        following = torch.where(inside, start[:, None] + 1 + torch.arange(inside.shape[1]), 0)
+        item = bucket.events["item"].values[following].long()
+        item = torch.where(inside & (item != UNKNOWN), item, PAD)
+        next_item = torch.zeros_like(context.history.item)
+        next_item.scatter_(1, torch.where(inside, moved_to, moved_to[:, :1]), PAD)
+        rows, columns = inside.nonzero(as_tuple=True)
+        next_item[rows, moved_to[rows, columns]] = item[rows, columns]
+        tasks = next_of_tasks(bucket, manifest, row, start[:, None] + cut, is_real)
+        return context, Labels(next_item, tasks)
+
+
+def next_of_tasks(
+    bucket: Histories, manifest: Manifest, row: Tensor, at: Tensor, is_real: Tensor
+) -> Tensor:
+    """The next item of each task, from a place in the flat columns on, within the training part.
+
+    Labels nest: an order is a cart is a click, so the next click is the next event of that
+    behavior or of a stronger one.
+
+    Args:
+        bucket: Where the events are.
+        manifest: Declares the funnel; without one there is a single task, the next event.
+        row: Users, (B,) int64.
+        at: First place to look at for each request, (B, Q) int64.
+        is_real: False for padded requests, (B, Q) bool.
+
+    Returns:
+        Internal ids, weakest task first, (B, Q, S) int64; ``PAD`` where there is none.
+    """
+    item = bucket.events["item"].values
+    end = (bucket.offsets[row] + bucket.train_end[row])[:, None].expand_as(at)
+    found = []
+    if not manifest.tasks:
+        place = at
+        found.append(torch.where(is_real & (place < end), item[place.clamp(max=len(item) - 1)], 0))
+    for task in range(len(manifest.tasks)):
+        codes = [manifest.behaviors.index(b) + FIRST_BEHAVIOR for b in manifest.funnel[task:]]
+        behavior = bucket.events["behavior"].values
+        places = torch.isin(behavior, torch.tensor(codes, dtype=behavior.dtype)).nonzero()[:, 0]
+        index = torch.searchsorted(places, at)
+        place = torch.cat((places, torch.tensor([len(item)])))[index]
+        inside = is_real & (place < end)
+        found.append(torch.where(inside, item[place.clamp(max=len(item) - 1)], 0))
+    labels = torch.stack(found, dim=-1).long()
+    return labels.masked_fill(labels == UNKNOWN, PAD)
+
+
+def evaluation_batches(
+    dataset: PreparedDataset,
+    config: ContextConfig,
+    *,
+    part: Literal["validation", "test"],
+    batch_size: int,
+    max_users: int | None = None,
+) -> Iterator[EvaluationBatch]:
+    """Stream the targets of a part, one request a row.
+
+    A target is an event of the part that counts (``manifest.target_behavior``): a user's first,
+    last or all of them, as ``manifest.split.target`` says. The request sees every event before
+    it, whatever part that is in. Rows of a batch are about equally long.
+
+    Args:
+        dataset: What to read.
+        config: How.
+        part: Which part's targets.
+        batch_size: B.
+        max_users: Stop after about so many targets (whole data set otherwise), spread evenly.
+
+    Yields:
+        Batches; ``user_index`` counts users through the buckets in order.
+    """
+    manifest, base = dataset.manifest, 0
+    for bucket in dataset.buckets:
+        row, place = _targets(bucket, manifest, part)
+        if max_users is not None:
+            share = max_users / max(1, manifest.num_users)
+            row, place = _thin(row, place, max(1, round(share * bucket.num_users)))
+        order = torch.argsort(place.clamp(max=config.max_history), stable=True)
+        for chosen in order.split(batch_size):  # type: ignore[no-untyped-call]
+            yield _evaluation_batch(dataset, bucket, config, row[chosen], place[chosen], base)
+        base += bucket.num_users
+
+
+def _thin(row: Tensor, place: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    if len(row) <= limit:
+        return row, place
+    kept = torch.linspace(0, len(row) - 1, limit).round().long()
+    return row[kept], place[kept]
+
+
+def _targets(bucket: Histories, manifest: Manifest, part: str) -> tuple[Tensor, Tensor]:
+    """User row and place inside the history of every target of a part."""
+    length = bucket.offsets[1:] - bucket.offsets[:-1]
+    low = bucket.train_end if part == "validation" else bucket.valid_end
+    high = bucket.valid_end if part == "validation" else length
+    count = (high - low).clamp(min=0)
+    row = torch.arange(bucket.num_users).repeat_interleave(count)
+    ordinal = torch.arange(len(row)) - (count.cumsum(0) - count).repeat_interleave(count)
+    place = low[row] + ordinal
+    if manifest.target_behavior is not None:
+        names = manifest.funnel if manifest.target_behavior in manifest.funnel else ()
+        wanted = names[names.index(manifest.target_behavior) :] if names else ()
+        codes = [
+            manifest.behaviors.index(b) + FIRST_BEHAVIOR
+            for b in wanted or (manifest.target_behavior,)
+            if b in manifest.behaviors
+        ]
+        behavior = bucket.events["behavior"].values[bucket.offsets[row] + place]
+        kept = torch.isin(behavior, torch.tensor(codes, dtype=behavior.dtype))
+        row, place = row[kept], place[kept]
+    if manifest.split.target == "all" or not len(row):
+        return row, place
+    changes = row[1:] != row[:-1]
+    edge = torch.ones(len(row), dtype=torch.bool)
+    if manifest.split.target == "first":
+        edge[1:] = changes
+    else:
+        edge[:-1] = changes
+    return row[edge], place[edge]
+
+
+def _evaluation_batch(
+    dataset: PreparedDataset,
+    bucket: Histories,
+    config: ContextConfig,
+    row: Tensor,
+    place: Tensor,
+    base: int,
+) -> EvaluationBatch:
+    target_at = bucket.offsets[row] + place
+    timestamp = bucket.events["timestamp"].values[target_at].long()
+    context = _last_request(bucket, dataset.manifest, config, row, place, timestamp)
+    return EvaluationBatch(
+        context=context,
+        target=bucket.events["item"].values[target_at].long(),
+        seen=_seen(bucket, row, place),
+        user_index=row + base,
+        history_length=place,
+    )
+
+
+def _last_request(
+    bucket: Histories,
+    manifest: Manifest,
+    config: ContextConfig,
+    row: Tensor,
+    place: Tensor,
+    timestamp: Tensor,
+) -> ContextBatch:
+    """One request a row, which sees the last events before ``place``."""
+    # Boundary tokens take room too: half the window is enough events where every one opens a block.
+    room = config.max_history if config.block_by == "none" else max(1, config.max_history // 2)
+    length = place.clamp(max=room)
+    context, _ = assemble(
+        bucket,
+        manifest,
+        config,
+        rows=row,
+        window=Window(bucket.offsets[row] + place - length, length),
+        cut=length[:, None],
+        is_real=torch.ones(len(row), 1, dtype=torch.bool),
+        timestamp=timestamp[:, None],
+    )
+    return context
+
+
+def _seen(bucket: Histories, row: Tensor, place: Tensor) -> Tensor:
+    """Every item of the users' histories before ``place``, (B, L) int64, padded with ``PAD``."""
+    width = max(1, int(place.max())) if len(place) else 1
+    inside = torch.arange(width) < place[:, None]
+    at = torch.where(inside, bucket.offsets[row][:, None] + torch.arange(width), 0)
+    return torch.where(inside, bucket.events["item"].values[at].long(), PAD)
+
+
+def history_batches(
+    bucket: Histories,
+    manifest: Manifest,
+    config: ContextConfig,
+    *,
+    rows: Tensor | None = None,
+    as_of: int | None = None,
+    batch_size: int = 256,
+) -> Iterator[tuple[Tensor, ContextBatch, Tensor]]:
+    """Stream users for scoring, one request a row at the end of each history.
+
+    Args:
+        bucket: The users.
+        manifest: Of the data set the model was trained on.
+        config: How to read them.
+        rows: Which users, (R,) int64; None for all. Users without visible events come too, with
+            an empty history.
+        as_of: The moment of scoring, seconds since 1970; events at or after it are not seen. None
+            takes each user's last event's time.
+        batch_size: B.
+
+    Yields:
+        Rows of the bucket (B,), the batch, and the items seen (B, L) padded with ``PAD``.
+    """
+    rows = torch.arange(bucket.num_users) if rows is None else rows
+    place = (bucket.offsets[1:] - bucket.offsets[:-1])[rows]
+    times = bucket.events["timestamp"].values
+    if as_of is not None and manifest.has_time:
+        before = torch.cat((torch.zeros(1, dtype=torch.long), (times < as_of).long().cumsum(0)))
+        place = (before[bucket.offsets[1:]] - before[bucket.offsets[:-1]])[rows]
+    for chosen in torch.argsort(place.clamp(max=config.max_history), stable=True).split(batch_size):  # type: ignore[no-untyped-call]
+        row, visible = rows[chosen], place[chosen]
+        last = (bucket.offsets[row] + visible - 1).clamp(min=0)
+        moment = times[last].long() if len(times) else torch.zeros_like(last)
+        moment = torch.where(visible > 0, moment, 0)
+        if as_of is not None and manifest.has_time:
+            moment = torch.full_like(moment, as_of)
+        context = _last_request(bucket, manifest, config, row, visible, moment)
+        yield row, context, _seen(bucket, row, visible)

@@ -1,0 +1,89 @@
+"""A model as a folder of data: JSON, safetensors and the catalogue it was trained on. No code.
+
+```
+config.json          {"version", "model": RecommenderConfig, "context": ContextConfig}
+model.safetensors    weights
+manifest.json  items.arrow  items.*.npy  vocabularies.json     copies, from the prepared data set
+```
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from recsys.config import from_dict, read_json, to_dict, write_json
+from recsys.data.dataset import Catalogue
+from recsys.model.config import RecommenderConfig
+from recsys.model.onepiece import OnePiece
+from recsys.schema import FORMAT_VERSION, Manifest
+
+MODEL_VERSION = 1
+_CATALOGUE_FILES = ("manifest.json", "items.arrow", "vocabularies.json")
+
+
+def save_pretrained(
+    model: OnePiece, folder: Path, data: Path, *, context: dict[str, Any] | None = None
+) -> None:
+    """Write a model folder, atomically: a temporary name first, then a rename.
+
+    Args:
+        model: What to save.
+        folder: Where; an older model there is replaced.
+        data: The prepared data set, or the model folder, that holds the catalogue.
+        context: How the model's batches were assembled, as JSON values.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tensors = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors, temporary / "model.safetensors")
+    for name in [*_CATALOGUE_FILES, *(path.name for path in data.glob("items.*.npy"))]:
+        shutil.copyfile(data / name, temporary / name)
+    write_json(
+        temporary / "config.json",
+        {"version": MODEL_VERSION, "model": to_dict(model.config), "context": context or {}},
+    )
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_pretrained(folder: Path | str) -> tuple[OnePiece, Catalogue, Manifest, dict[str, Any]]:
+    """Read a model folder; nothing in it is executed.
+
+    Args:
+        folder: What ``save_pretrained`` wrote.
+
+    Returns:
+        The model in evaluation mode, its catalogue, the manifest of the data it was trained on,
+        and how its batches were assembled (JSON values).
+
+    Raises:
+        ValueError: If the folder is not a model of this version, or a file does not fit.
+    """
+    folder = Path(folder)
+    saved = read_json(folder / "config.json")
+    if not isinstance(saved, dict) or saved.get("version") != MODEL_VERSION:
+        found = saved.get("version") if isinstance(saved, dict) else None
+        raise ValueError(f"{folder} holds a model of version {found!r}, not {MODEL_VERSION}.")
+    values = read_json(folder / "manifest.json")
+    if values.get("version") != FORMAT_VERSION:
+        raise ValueError(f"{folder}/manifest.json is of version {values.get('version')!r}.")
+    manifest = from_dict(Manifest, values, where=f"{folder}/manifest.json")
+    config = from_dict(RecommenderConfig, saved["model"], where=f"{folder}/config.json")
+    catalogue = Catalogue.read(folder, manifest)
+    model = OnePiece(config, catalogue)
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (RuntimeError, SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{folder}/model.safetensors does not fit its config.json: {error}."
+        ) from None
+    return model.eval(), catalogue, manifest, saved["context"]

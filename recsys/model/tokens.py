@@ -1,0 +1,165 @@
+"""What the model reads: a batch's items, events and moments as token embeddings."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from recsys.batch import ContextBatch, History
+from recsys.data.dataset import Catalogue
+from recsys.model.config import DataSizes, EncoderConfig
+from recsys.nn.dropout import Dropout
+from recsys.nn.embedding import FeatureEncoder, take_lists
+from recsys.schema import Feature
+from recsys.types import FIRST_ID, NUM_GAPS, PAD, UNKNOWN
+
+NUM_BASE_TOKENS = 2
+"""Tokens of a request's base block: the user and the situation."""
+
+SITUATION = (
+    Feature(name="hour", kind="categorical", rows=25),
+    Feature(name="weekday", kind="categorical", rows=8),
+    Feature(name="gap", kind="categorical", rows=NUM_GAPS),
+)
+"""What is known of a moment from its time alone; 0 = unknown."""
+
+
+class ItemEncoder(nn.Module):
+    """φ_item and its projection: one vector an item, the same for reading and for answering.
+
+    The declared features are constants of the catalogue: they are saved with it, not with the
+    weights. Items without training events share the id row ``UNKNOWN`` and differ by features.
+    """
+
+    def __init__(self, config: EncoderConfig, data: DataSizes, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.id_dropout = config.id_dropout if data.item_features else 0.0
+        self.cosine = config.similarity == "cosine"
+        self.encoder = FeatureEncoder(
+            config.width,
+            data.item_features,
+            num_ids=data.num_id_rows,
+            feature_width=config.feature_width,
+            std=config.init_std,
+        )
+        rows = torch.arange(data.num_items)
+        known = rows < data.num_id_rows
+        self._constant("id_row", torch.where(known, rows, UNKNOWN))
+        for name, value in catalogue.values.items():
+            self._constant(f"value_{name}", value)
+        for name, column in catalogue.lists.items():
+            self._constant(f"codes_{name}", column.values)
+            self._constant(f"offsets_{name}", column.offsets)
+        self.value_names, self.list_names = tuple(catalogue.values), tuple(catalogue.lists)
+
+    def _constant(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value, persistent=False)
+
+    def forward(self, ids: Tensor | None = None) -> Tensor:
+        """Vectors of some items, or of the whole catalogue.
+
+        Args:
+            ids: Internal ids, (U,) int64; None for all.
+
+        Returns:
+            (U, D) float32.
+        """
+        id_row: Tensor = self.get_buffer("id_row")
+        rows = torch.arange(len(id_row), device=id_row.device) if ids is None else ids
+        shown = id_row[rows]
+        if self.training and self.id_dropout:
+            hidden = torch.rand(shown.shape, device=shown.device) < self.id_dropout
+            shown = torch.where(hidden & (shown >= FIRST_ID), UNKNOWN, shown)
+        values = {name: self.get_buffer(f"value_{name}")[rows] for name in self.value_names}
+        lists = {
+            name: take_lists(
+                self.get_buffer(f"codes_{name}"), self.get_buffer(f"offsets_{name}"), rows
+            )
+            for name in self.list_names
+        }
+        vectors: Tensor = self.encoder(shown, values, lists)
+        return nn.functional.normalize(vectors, dim=-1) if self.cosine else vectors
+
+
+class HistoryTokens(nn.Module):
+    """Events as tokens: item + behavior + position + time gap + block + declared event features."""
+
+    def __init__(self, config: EncoderConfig, data: DataSizes) -> None:
+        super().__init__()
+        width, std = config.width, config.init_std
+        self.scale = width**0.5 if config.similarity == "dot" else 1.0
+        # One more position than the history holds: a request that has read all of it stands there.
+        self.sizes = {
+            "position": config.max_history + 1 if config.positions != "rotary" else 0,
+            "behavior": data.num_behaviors if config.use_behavior else 0,
+            "gap": NUM_GAPS if config.use_gap and data.has_time else 0,
+            "block": config.max_blocks + 1 if config.max_blocks else 0,
+        }
+        self.tables = nn.ModuleDict(
+            {name: nn.Embedding(rows, width) for name, rows in self.sizes.items() if rows}
+        )
+        self.features = FeatureEncoder(
+            width, data.event_features, feature_width=config.feature_width, std=std
+        )
+        for table in self.tables.parameters():
+            nn.init.normal_(table, std=std)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, history: History, item_vectors: Tensor) -> Tensor:
+        """Embed the prefix.
+
+        Args:
+            history: The events.
+            item_vectors: Vector of each event's item, (B, T, D).
+
+        Returns:
+            (B, T, D); padding holds whatever its position gives and is never attended to.
+        """
+        x = item_vectors * self.scale
+        if "position" in self.tables:
+            x = x + self.position(torch.arange(x.shape[1], device=x.device))
+        for name in ("behavior", "gap", "block"):
+            if name in self.tables:
+                x = x + self.tables[name](getattr(history, name).clamp(max=self.sizes[name] - 1))
+        if self.features.features:
+            flat = {name: value.flatten() for name, value in history.features.items()}
+            x = x + self.features(None, flat).view_as(x)
+        return self.dropout(x)  # type: ignore[no-any-return]
+
+    def position(self, at: Tensor) -> Tensor | float:
+        """Embedding of positions, (..., D); 0 where positions are only relative."""
+        return self.tables["position"](at) if "position" in self.tables else 0.0
+
+
+class RequestTokens(nn.Module):
+    """A request's base block: the user token and the situation token."""
+
+    def __init__(self, config: EncoderConfig, data: DataSizes) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(NUM_BASE_TOKENS, config.width) * config.init_std)
+        situation: Sequence[Feature] = SITUATION if data.has_time else ()
+        sizes = {"feature_width": config.feature_width, "std": config.init_std}
+        self.user = FeatureEncoder(config.width, data.user_features, **sizes)  # type: ignore[arg-type]
+        self.situation = FeatureEncoder(config.width, tuple(situation), **sizes)  # type: ignore[arg-type]
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, batch: ContextBatch) -> Tensor:
+        """Embed the base block of every request, (B, Q, M, D), positions apart."""
+        requests = batch.requests
+        B, Q = requests.cut.shape
+        tokens = self.token.expand(B, Q, -1, -1)
+        user, situation = tokens.unbind(dim=2)
+        if self.user.features:
+            listed = {f.name for f in self.user.features if f.kind == "multi_hot"}
+            values = {name: value for name, value in batch.user.items() if name not in listed}
+            lists = {
+                name: (value[value != PAD], (value != PAD).sum(dim=1))
+                for name, value in batch.user.items()
+                if name in listed
+            }
+            user = user + self.user(None, values, lists)[:, None, :]
+        if self.situation.features:
+            moment = {"gap": requests.gap, **requests.situation}
+            flat = {f.name: moment[f.name].flatten() for f in self.situation.features}
+            situation = situation + self.situation(None, flat).view(B, Q, -1)
+        return self.dropout(torch.stack((user, situation), dim=2))  # type: ignore[no-any-return]
