@@ -1,0 +1,101 @@
+"""Named runs: each a whole configuration as a function, with what it reproduces.
+
+`python -m pipelines train RUN --data DIR --out DIR`; every field is a flag, `--help` lists them.
+The dates, commands and results of the runs are in notebooks/LOG.md.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from recsys.context.config import ContextConfig
+from recsys.model.config import EncoderConfig, ReasonerConfig
+from recsys.training.loop import TrainConfig
+from recsys.training.objective import ObjectiveConfig
+from recsys.training.optim import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """A whole training run, data apart."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    reasoner: ReasonerConfig = field(default_factory=ReasonerConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validation_users: int = 20_000
+    """Users a validation during training asks, at most."""
+
+
+def default() -> RunConfig:
+    """A start for any log: width 64, two layers, two reasoning steps."""
+    return RunConfig()
+
+
+def demo() -> RunConfig:
+    """The synthetic world of `make demo`: minutes on two cores."""
+    return RunConfig(
+        encoder=EncoderConfig(max_history=50, id_dropout=0.1),
+        context=ContextConfig(max_history=50, requests_per_row=8),
+        train=TrainConfig(epochs=12, batch_rows=128, optimizer=OptimizerConfig(lr=3e-3)),
+    )
+
+
+def ml_1m() -> RunConfig:
+    """MovieLens-1M, leave-one-out in file order, ids only, length 200."""
+    return RunConfig(
+        encoder=EncoderConfig(use_behavior=False, use_gap=False),
+        train=TrainConfig(
+            epochs=60,
+            batch_rows=128,
+            validate_every=2,
+            patience=6,
+            optimizer=OptimizerConfig(lr=3e-3, weight_decay=0.01),
+        ),
+    )
+
+
+def ml_1m_prefix() -> RunConfig:
+    """The same without a reasoner: the SASRec-class baseline; throughput is measured on it."""
+    return prefix_only(ml_1m())
+
+
+def beauty() -> RunConfig:
+    """Amazon Beauty 5-core, leave-one-out, ids only, length 50."""
+    return RunConfig(
+        encoder=EncoderConfig(max_history=50, use_behavior=False, use_gap=False, dropout=0.5),
+        context=ContextConfig(max_history=50, requests_per_row=4),
+        train=TrainConfig(
+            epochs=60,
+            batch_rows=256,
+            validate_every=2,
+            patience=6,
+            optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.01),
+        ),
+    )
+
+
+def beauty_prefix() -> RunConfig:
+    """The same without a reasoner."""
+    return prefix_only(beauty())
+
+
+def prefix_only(run: RunConfig) -> RunConfig:
+    """A run without its reasoner: the prefix head alone."""
+    return replace(
+        run,
+        reasoner=ReasonerConfig(decoder="none", num_steps=0),
+        context=replace(run.context, requests_per_row=0),
+        train=replace(run.train, objective=ObjectiveConfig(step_weight=0.0)),
+    )
+
+
+RUNS: Final[dict[str, Callable[[], RunConfig]]] = {
+    "default": default,
+    "demo": demo,
+    "ml-1m": ml_1m,
+    "ml-1m-prefix": ml_1m_prefix,
+    "beauty": beauty,
+    "beauty-prefix": beauty_prefix,
+}
+"""Name on the command line → the function that builds the run."""

@@ -1,0 +1,241 @@
+"""Queries and labels → the total loss and its terms by name. The only place terms are added.
+
+Each step optimises one task. With a funnel, step k's task moves from the weakest behavior to the
+strongest; without one, steps before the last may learn a coarse code of the item (category or
+cluster) and the last the item itself. Every step but the coarse ones is read through the item head.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recsys.batch import ContextBatch, Labels
+from recsys.data.negatives import NegativeSampler
+from recsys.losses.binary import binary_loss
+from recsys.losses.contrastive import item_to_user_loss, user_to_item_loss
+from recsys.losses.softmax import full_softmax_loss, sampled_softmax_loss
+from recsys.model.onepiece import ItemVectors, ModelOutput, OnePiece
+from recsys.types import FIRST_ID, PAD
+
+LossName = Literal["softmax", "sampled_softmax", "bce", "u2i", "i2u"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveConfig:
+    """What is optimised."""
+
+    prefix_loss: LossName | Literal["none"] = "softmax"
+    step_losses: tuple[LossName, ...] = ("softmax",)
+    num_negatives: int = 512
+    """Negatives a batch shares, for sampled softmax and BCE."""
+    negatives: Literal["uniform", "popularity"] = "uniform"
+    prefix_weight: float = 1.0
+    step_weight: float = 1.0
+    """Of the mean over steps."""
+    targets: Literal["item", "coarse_to_fine"] = "item"
+    """What steps learn where logs have no funnel."""
+    coarse_weight: float = 1.0
+    temperature: float = 1.0
+    """Of the softmax losses."""
+    contrast_temperature: float = 1.0
+    """η of the U2I and I2U losses."""
+    teacher_weight: float = 0.0
+    """Of a graph teacher: cross-entropy of a step against the target's co-occurrence neighbours."""
+
+    def __post_init__(self) -> None:
+        """Check the weights."""
+        if min(self.prefix_weight, self.step_weight, self.coarse_weight) < 0:
+            raise ValueError("prefix_weight, step_weight and coarse_weight must be at least 0.")
+        if self.num_negatives < 1:
+            raise ValueError(f"num_negatives ({self.num_negatives}) must be at least 1.")
+
+    @property
+    def samples(self) -> bool:
+        """Whether negatives are drawn, so that a step looks up only its unique items."""
+        return not {self.prefix_loss, *self.step_losses} & {"softmax"}
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Co-occurrence neighbours of every item, for soft targets."""
+
+    neighbours: Tensor
+    """Internal ids, (N, J) int64; ``PAD`` where there are fewer."""
+    weights: Tensor
+    """Shares, (N, J) float32; rows sum to 1, or to 0 where an item has no neighbours."""
+
+
+def step_tasks(num_steps: int, num_tasks: int) -> tuple[int, ...]:
+    """The task of each step 0 … K: from the weakest to the last; K = 0 answers the last.
+
+    Example:
+        >>> step_tasks(0, 3), step_tasks(2, 3), step_tasks(3, 3), step_tasks(2, 1)
+        ((2,), (0, 1, 2), (0, 0, 1, 2), (0, 0, 0))
+    """
+    return tuple(max(0, num_tasks - 1 - (num_steps - k)) for k in range(num_steps + 1))
+
+
+class Objective:
+    """Losses of one model: names, weights, negatives.
+
+    Args:
+        config: What is optimised.
+        sampler: Draws negatives; None where no loss samples.
+        coarse: Coarse code of every item, (N,) int64, for coarse → fine targets.
+        teacher: Soft targets of the steps; None for plain ones.
+    """
+
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        *,
+        sampler: NegativeSampler | None = None,
+        coarse: Tensor | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
+        needs = {config.prefix_loss, *config.step_losses} & {"sampled_softmax", "bce"}
+        if needs and sampler is None:
+            raise ValueError(f"the losses {sorted(needs)} draw negatives: a sampler is required.")
+        if config.targets == "coarse_to_fine" and coarse is None:
+            raise ValueError("targets 'coarse_to_fine' requires the items' coarse codes.")
+        self.config, self.sampler, self.coarse, self.teacher = config, sampler, coarse, teacher
+
+    def __call__(
+        self, model: OnePiece, batch: ContextBatch, labels: Labels, *, reason: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the model and its losses.
+
+        Args:
+            model: In training mode.
+            batch: What it reads.
+            labels: What it should answer.
+            reason: Whether the steps are trained; False leaves the prefix head alone.
+
+        Returns:
+            The total, a scalar, and its terms by name, unweighted and detached.
+        """
+        config = self.config
+        negative, log_q = None, None
+        if self.sampler is not None:
+            negative, log_q = self.sampler.sample(config.num_negatives)
+            negative, log_q = (
+                negative.to(labels.next_item.device),
+                log_q.to(labels.next_item.device),
+            )
+        ids = None
+        if config.samples and negative is not None:
+            parts = (batch.history.item, labels.next_item, labels.task_item, negative)
+            ids = torch.unique(torch.cat([part.flatten() for part in parts]))
+        items = model.embed_items(ids)
+        reason = reason and config.step_weight > 0 and batch.requests.cut.numel() > 0
+        output = model(batch, items, reason=reason)
+        drawn = None if negative is None or log_q is None else (negative, log_q)
+        terms: dict[str, Tensor] = {}
+        total = labels.next_item.new_zeros((), dtype=torch.float32)
+        if config.prefix_loss != "none" and config.prefix_weight:
+            valid = labels.next_item != PAD
+            query, target = output.prefix[valid], labels.next_item[valid]
+            user = torch.arange(len(valid), device=valid.device)[:, None].expand_as(valid)[valid]
+            loss = self._loss(config.prefix_loss, model, items, query, target, user, drawn)
+            terms[f"prefix/{config.prefix_loss}"] = loss
+            total = total + config.prefix_weight * loss
+        if output.steps:
+            step_terms = self._steps(model, output, labels, drawn)
+            terms |= step_terms
+            total = total + config.step_weight / len(output.steps) * sum(step_terms.values())
+        return total, {name: term.detach() for name, term in terms.items()}
+
+    def _steps(
+        self,
+        model: OnePiece,
+        output: ModelOutput,
+        labels: Labels,
+        drawn: tuple[Tensor, Tensor] | None,
+    ) -> dict[str, Tensor]:
+        config, items = self.config, output.items
+        if model.config.reasoner.isolated:
+            items = ItemVectors(items.vectors.detach(), items.ids)
+        last = len(output.steps) - 1
+        terms: dict[str, Tensor] = {}
+        for k, task in enumerate(step_tasks(last, labels.task_item.shape[-1])):
+            target = labels.task_item[..., task]
+            valid = target != PAD
+            query, gold = output.steps[k][valid], target[valid]
+            user = torch.arange(len(valid), device=valid.device)[:, None].expand_as(valid)[valid]
+            coarse_step = config.targets == "coarse_to_fine" and k < last
+            if coarse_step and self.coarse is not None and model.coarse_head is not None:
+                code = self.coarse[gold]
+                logits = model.coarse_head(query)
+                known = code != PAD
+                if known.any():
+                    terms[f"step{k}/coarse"] = config.coarse_weight * F.cross_entropy(
+                        logits[known], code[known]
+                    )
+                continue
+            for name in config.step_losses:
+                terms[f"step{k}/{name}"] = self._loss(name, model, items, query, gold, user, drawn)
+            if self.teacher is not None and config.teacher_weight:
+                terms[f"step{k}/teacher"] = config.teacher_weight * self._teach(
+                    model, items, query, gold
+                )
+        return terms
+
+    def _loss(
+        self,
+        name: str,
+        model: OnePiece,
+        items: ItemVectors,
+        query: Tensor,
+        target: Tensor,
+        user: Tensor,
+        drawn: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        config = self.config
+        if name == "softmax":
+            # The catalogue of the loss is the trained items: the others score by features alone.
+            trained = items.vectors[FIRST_ID : model.config.data.num_id_rows]
+            return full_softmax_loss(
+                query, trained, target - FIRST_ID, temperature=config.temperature
+            )
+        gold = items.take(target)
+        if name == "u2i":
+            return user_to_item_loss(query, gold, target, temperature=config.contrast_temperature)
+        if name == "i2u":
+            return item_to_user_loss(
+                query, gold, target, user, temperature=config.contrast_temperature
+            )
+        if drawn is None or self.sampler is None:
+            raise ValueError(f"the loss {name!r} draws negatives: a sampler is required.")
+        negative, log_q = drawn
+        vectors = items.take(negative)
+        if name == "bce":
+            hit = target[:, None] == negative
+            return binary_loss((query * gold).sum(dim=-1), query @ vectors.T, ~hit)
+        return sampled_softmax_loss(
+            query,
+            gold,
+            vectors,
+            target,
+            negative,
+            log_q=log_q,
+            positive_log_q=self.sampler.log_q(target),
+            temperature=config.temperature,
+        )
+
+    def _teach(self, model: OnePiece, items: ItemVectors, query: Tensor, gold: Tensor) -> Tensor:
+        """Cross-entropy against the co-occurrence neighbours of the target."""
+        assert self.teacher is not None
+        neighbours, weights = self.teacher.neighbours[gold], self.teacher.weights[gold]
+        kept = weights > 0
+        row, column = kept.nonzero(as_tuple=True)
+        trained = items.vectors[FIRST_ID : model.config.data.num_id_rows]
+        return full_softmax_loss(
+            query[row],
+            trained,
+            neighbours[row, column] - FIRST_ID,
+            weight=weights[row, column],
+            temperature=self.config.temperature,
+        )
