@@ -58,6 +58,19 @@ def read_arrow(path: Path) -> pa.Table:
         raise ValueError(f"{path} cannot be read as an Arrow file: {error}.") from None
 
 
+def _text_vectors(path: Path, shape: tuple[int, int]) -> Tensor:
+    """Memory-map text vectors of a known shape."""
+    try:
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as text vectors: {error}.") from None
+    if array.shape != shape or array.dtype != np.float32:
+        raise ValueError(
+            f"{path} holds {array.dtype} {array.shape}, not float32 {shape} as declared."
+        )
+    return torch.from_numpy(array)
+
+
 @dataclass(frozen=True, slots=True)
 class Jagged:
     """A list column as two tensors that share Arrow's memory: read only, never written in place."""
@@ -162,16 +175,26 @@ class Catalogue:
 
         Returns:
             The catalogue; text vectors stay memory-mapped.
+
+        Raises:
+            ValueError: If a file is missing, damaged or not what the manifest declares.
         """
         table = read_arrow(folder / "items.arrow").combine_chunks()
+        declared = [f.name for f in manifest.item_features if f.kind != "text"]
+        missing = {"item_id", "train_count", "coarse", *declared} - set(table.column_names)
+        if missing:
+            raise ValueError(f"{folder}/items.arrow lacks the columns {sorted(missing)}.")
+        if table.num_rows != manifest.num_items:
+            raise ValueError(
+                f"{folder}/items.arrow has {table.num_rows} rows, its manifest declares "
+                f"{manifest.num_items}."
+            )
         values: dict[str, Tensor] = {}
         lists: dict[str, Jagged] = {}
         for feature in manifest.item_features:
             if feature.kind == "text":
-                array = np.load(
-                    folder / f"items.{feature.name}.npy", mmap_mode="c", allow_pickle=False
-                )
-                values[feature.name] = torch.from_numpy(array)
+                path = folder / f"items.{feature.name}.npy"
+                values[feature.name] = _text_vectors(path, (manifest.num_items, feature.width))
             elif feature.kind == "multi_hot":
                 lists[feature.name] = jagged_column(table, feature.name)
             else:
