@@ -1,0 +1,52 @@
+"""Events → recommendations: parquet in, parquet out, out of core, resumable.
+
+python -m pipelines score --model runs/demo/model --events data/demo/events.parquet --out scores
+"""
+
+from typing import Annotated
+
+import tyro
+
+from pipelines.console import bars, table
+from recsys.scoring.batch import ScoreConfig, ScoreReport, score
+
+
+def run(config: Annotated[ScoreConfig, tyro.conf.arg(name="")]) -> None:
+    """Recommend k items to every user of a log; run again to go on where it was stopped."""
+    with bars() as progress:
+        report = score(config, progress=progress)
+    table("Scored", lines(config, report))
+
+
+def lines(config: ScoreConfig, report: ScoreReport) -> list[tuple[str, str]]:
+    """What a reader wants to know first.
+
+    Args:
+        config: What was asked for.
+        report: What was done.
+
+    Returns:
+        Label and value of each line.
+    """
+    rejected = ", ".join(f"{name} {count:,}" for name, count in report.rejects.items())
+    users = f"{report.users:,} ({report.users_popular:,} without known history: popular items)"
+    shards = f"{report.shards:,}"
+    if report.shards_resumed:
+        shards += f" ({report.shards_resumed:,} kept from an interrupted run)"
+    return [
+        ("users", users),
+        ("recommendations", f"{report.rows:,}"),
+        ("users with fewer than k", f"{report.users_short:,}"),
+        ("events read", f"{report.events:,}"),
+        ("on unknown items", f"{report.unknown_event_share:.1%}"),
+        ("rejected", rejected or "0"),
+        ("shards", shards),
+        ("seconds", f"{report.seconds:.1f}"),
+        ("written to", str(config.out)),
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job with command line arguments."""
+    tyro.cli(run, args=argv, prog="python -m pipelines score")
+    return 0
