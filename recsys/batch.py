@@ -55,7 +55,7 @@ class History(_Tensors):
     gap: Tensor
     """Bucket of the time since the event before, (B, T) int64; 0 = none or unknown."""
     block: Tensor
-    """Ordinal of the interaction block, newest = 1, (B, T) int64; 0 = padding."""
+    """Ordinal of the interaction block, oldest = 1, (B, T) int64; 0 = padding."""
     lengths: Tensor
     """Real tokens of each row, (B,) int64."""
     features: dict[str, Tensor] = field(default_factory=dict)

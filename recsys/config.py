@@ -60,25 +60,34 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
+        kinds = [kind for kind in args if kind is not type(None)]
+        if all(typing.get_origin(kind) is typing.Literal for kind in kinds):
+            # A union of literals stays a union in typing; its values are one list.
+            allowed = tuple(choice for kind in kinds for choice in typing.get_args(kind))
+            return _convert(typing.Literal[allowed], value, where)
+        return _convert(kinds[0], value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where=where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} must be a list, not {value!r}.")
-        kinds = args[:1] * len(value) if len(args) == 2 and args[1] is ... else args
+        members = args[:1] * len(value) if len(args) == 2 and args[1] is ... else args
+        if len(members) != len(value):
+            raise ValueError(f"{where} must have {len(members)} values, not {value!r}.")
         return tuple(
             _convert(k, v, f"{where}[{i}]")
-            for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+            for i, (k, v) in enumerate(zip(members, value, strict=True))
         )
     if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be an object, not {value!r}.")
         return {k: _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
     if origin is typing.Literal:
         if value not in args:
             raise ValueError(f"{where} ({value!r}) must be one of {list(args)}.")
         return value
     if hint is Path:
-        return Path(value)
+        return Path(_convert(str, value, where))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in (int, float, str, bool) and type(value) is not hint:

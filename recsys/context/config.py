@@ -17,6 +17,11 @@ class ContextConfig:
     requests_per_row: int = 8
     """Q: moments of a history at which the reasoner answers in training."""
 
+    @property
+    def max_events(self) -> int:
+        """Events a prefix holds: boundary tokens take room, at worst one an event."""
+        return self.max_history if self.block_by == "none" else max(1, self.max_history // 2)
+
     def __post_init__(self) -> None:
         """Check the sizes."""
         if self.max_history < 1 or self.requests_per_row < 0 or self.session_gap_s < 1:

@@ -1,6 +1,6 @@
 """A prepared data set as a stream of batches: for training, for evaluation, for scoring.
 
-Training cuts every user's training events into windows of at most ``max_history`` inputs, so that
+Training cuts every user's training events into windows of at most ``max_events`` inputs, so that
 each event is a target once an epoch, however long the history. Where the windows start is drawn
 anew every epoch. The order is a function of (seed, epoch) alone, so a run resumes at any batch.
 """
@@ -51,7 +51,7 @@ class TrainingBatches:
     def _windows(self, epoch: int) -> list[np.ndarray]:
         """Windows of every bucket: user row, first event, targets; (W, 3) int64."""
         found = []
-        length = self.config.max_history
+        length = self.config.max_events
         for number, bucket in enumerate(self.dataset.buckets):
             targets = (bucket.train_end - 1).clamp(min=0).numpy()
             draw = self._random(epoch, number).integers(0, length, size=len(targets))
@@ -195,8 +195,8 @@ def evaluation_batches(
         if max_users is not None:
             share = max_users / max(1, manifest.num_users)
             row, place = _thin(row, place, max(1, round(share * bucket.num_users)))
-        order = torch.argsort(place.clamp(max=config.max_history), stable=True)
-        for chosen in order.split(batch_size):  # type: ignore[no-untyped-call]
+        order = torch.argsort(place.clamp(max=config.max_events), stable=True)
+        for chosen in order.split(batch_size) if len(order) else ():  # type: ignore[no-untyped-call]
             yield _evaluation_batch(dataset, bucket, config, row[chosen], place[chosen], base)
         base += bucket.num_users
 
@@ -268,9 +268,7 @@ def _last_request(
     timestamp: Tensor,
 ) -> ContextBatch:
     """One request a row, which sees the last events before ``place``."""
-    # Boundary tokens take room too: half the window is enough events where every one opens a block.
-    room = config.max_history if config.block_by == "none" else max(1, config.max_history // 2)
-    length = place.clamp(max=room)
+    length = place.clamp(max=config.max_events)
     context, _ = assemble(
         bucket,
         manifest,
@@ -322,7 +320,8 @@ def history_batches(
     if as_of is not None and manifest.has_time:
         before = torch.cat((torch.zeros(1, dtype=torch.long), (times < as_of).long().cumsum(0)))
         place = (before[bucket.offsets[1:]] - before[bucket.offsets[:-1]])[rows]
-    for chosen in torch.argsort(place.clamp(max=config.max_history), stable=True).split(batch_size):  # type: ignore[no-untyped-call]
+    order = torch.argsort(place.clamp(max=config.max_events), stable=True)
+    for chosen in order.split(batch_size) if len(order) else ():  # type: ignore[no-untyped-call]
         row, visible = rows[chosen], place[chosen]
         last = (bucket.offsets[row] + visible - 1).clamp(min=0)
         moment = times[last].long() if len(times) else torch.zeros_like(last)

@@ -113,12 +113,13 @@ def sampled_softmax_loss(
     negative_id: Tensor,
     *,
     log_q: Tensor | None = None,
-    positive_log_q: Tensor | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
     """Cross-entropy of each query's positive item against one shared set of sampled negatives.
 
-    A negative that drew the query's own positive (an accidental hit) is left out of its sum.
+    A negative that drew the query's own positive (an accidental hit) is left out of its sum. With
+    ``log_q`` each negative stands for ``1 / (J q)`` items, and the positive, which is always there,
+    for itself: the gradient then approaches that of the full softmax as J grows.
 
     Args:
         query: Query vectors, (n, D).
@@ -126,19 +127,20 @@ def sampled_softmax_loss(
         negatives: Vectors of the shared negatives, (J, D).
         positive_id: Internal id of each positive, (n,) int64.
         negative_id: Internal id of each negative, (J,) int64.
-        log_q: Natural log of each negative's sampling probability, (J,). None means all equal.
-        positive_log_q: Likewise for each positive, (n,). Given exactly when ``log_q`` is.
+        log_q: Natural log of the probability that one draw gives each negative, (J,). None makes no
+            correction: the loss is over the positive and the J negatives alone.
         temperature: Dot products are divided by it. Above 0.
 
     Returns:
         Mean over queries in nats, a float32 scalar; 0 where there are no queries.
 
     Raises:
-        ValueError: If ``temperature`` is not above 0, or one ``log_q`` is given without the other.
+        ValueError: If ``temperature`` is not above 0.
 
     Source:
-        Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
-        Recommendations", RecSys 2019, for the correction.
+        Blanc and Rendle, "Adaptive sampled softmax with kernel based sampling", ICML 2018, for the
+        correction. Correcting the positive by its own ``log_q`` too, as Yi et al. (RecSys 2019) do
+        with in-batch negatives, keeps a bias here however many negatives are drawn.
 
     Example:
         >>> zeros = torch.zeros(1, 2)
@@ -148,15 +150,12 @@ def sampled_softmax_loss(
     """
     if temperature <= 0:
         raise ValueError(f"temperature ({temperature}) must be above 0.")
-    if (log_q is None) != (positive_log_q is None):
-        raise ValueError("log_q and positive_log_q must be given together.")
     if len(query) == 0:
         return query.sum()
     to_positive = (query * positive).sum(dim=-1, keepdim=True).float() / temperature
     to_negative = (query @ negatives.T).float() / temperature
-    if log_q is not None and positive_log_q is not None:
-        to_positive = to_positive - positive_log_q[:, None]
-        to_negative = to_negative - log_q
+    if log_q is not None:
+        to_negative = to_negative - log_q - math.log(len(negative_id))
     hit = positive_id[:, None] == negative_id
     logits = torch.cat((to_positive, to_negative.masked_fill(hit, -math.inf)), dim=1)
     return F.cross_entropy(logits, torch.zeros_like(positive_id))

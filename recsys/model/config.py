@@ -49,6 +49,16 @@ class EncoderConfig:
                 f"max_history ({self.max_history}) and num_layers ({self.num_layers}) must be "
                 "at least 1."
             )
+        if self.positions != "learned" and self.width // self.num_heads % 2:
+            raise ValueError(
+                f"width / num_heads ({self.width // self.num_heads}) must be even for rotary "
+                "positions; positions='learned' takes any."
+            )
+        for name in ("dropout", "id_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0, below 1.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature ({self.temperature}) must be above 0.")
 
     @property
     def hidden_width(self) -> int:

@@ -73,9 +73,13 @@ def load_pretrained(folder: Path | str) -> tuple[OnePiece, Catalogue, Manifest, 
     if not isinstance(saved, dict) or saved.get("version") != MODEL_VERSION:
         found = saved.get("version") if isinstance(saved, dict) else None
         raise ValueError(f"{folder} holds a model of version {found!r}, not {MODEL_VERSION}.")
+    missing = [key for key in ("model", "context") if not isinstance(saved.get(key), dict)]
+    if missing:
+        raise ValueError(f"{folder}/config.json lacks the objects {missing}.")
     values = read_json(folder / "manifest.json")
-    if values.get("version") != FORMAT_VERSION:
-        raise ValueError(f"{folder}/manifest.json is of version {values.get('version')!r}.")
+    version = values.get("version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{folder}/manifest.json is of version {version!r}, not {FORMAT_VERSION}.")
     manifest = from_dict(Manifest, values, where=f"{folder}/manifest.json")
     config = from_dict(RecommenderConfig, saved["model"], where=f"{folder}/config.json")
     catalogue = Catalogue.read(folder, manifest)

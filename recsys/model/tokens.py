@@ -9,7 +9,7 @@ from recsys.batch import ContextBatch, History
 from recsys.data.dataset import Catalogue
 from recsys.model.config import DataSizes, EncoderConfig
 from recsys.nn.dropout import Dropout
-from recsys.nn.embedding import FeatureEncoder, take_lists
+from recsys.nn.embedding import FeatureEncoder, table_name, take_lists
 from recsys.schema import Feature
 from recsys.types import FIRST_ID, NUM_GAPS, PAD, UNKNOWN
 
@@ -46,10 +46,10 @@ class ItemEncoder(nn.Module):
         known = rows < data.num_id_rows
         self._constant("id_row", torch.where(known, rows, UNKNOWN))
         for name, value in catalogue.values.items():
-            self._constant(f"value_{name}", value)
+            self._constant(f"value_{table_name(name)}", value)
         for name, column in catalogue.lists.items():
-            self._constant(f"codes_{name}", column.values)
-            self._constant(f"offsets_{name}", column.offsets)
+            self._constant(f"codes_{table_name(name)}", column.values)
+            self._constant(f"offsets_{table_name(name)}", column.offsets)
         self.value_names, self.list_names = tuple(catalogue.values), tuple(catalogue.lists)
 
     def _constant(self, name: str, value: Tensor) -> None:
@@ -70,10 +70,12 @@ class ItemEncoder(nn.Module):
         if self.training and self.id_dropout:
             hidden = torch.rand(shown.shape, device=shown.device) < self.id_dropout
             shown = torch.where(hidden & (shown >= FIRST_ID), UNKNOWN, shown)
-        values = {name: self.get_buffer(f"value_{name}")[rows] for name in self.value_names}
+        values = {n: self.get_buffer(f"value_{table_name(n)}")[rows] for n in self.value_names}
         lists = {
             name: take_lists(
-                self.get_buffer(f"codes_{name}"), self.get_buffer(f"offsets_{name}"), rows
+                self.get_buffer(f"codes_{table_name(name)}"),
+                self.get_buffer(f"offsets_{table_name(name)}"),
+                rows,
             )
             for name in self.list_names
         }

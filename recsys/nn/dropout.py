@@ -22,7 +22,7 @@ class Dropout(nn.Module):
         super().__init__()
         if not 0.0 <= probability < 1.0:
             raise ValueError(f"probability ({probability}) must be at least 0 and below 1.")
-        self.threshold = round(probability * 256)
+        self.threshold = min(255, round(probability * 256))
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop elements of a tensor of any shape."""

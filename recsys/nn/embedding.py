@@ -24,6 +24,18 @@ from recsys.types import PAD
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
+def table_name(feature: str) -> str:
+    """Name of a feature's table, and of its parameters: any column may be a feature.
+
+    Modules refuse names with a full stop or of their own attributes (``type``, ``values``).
+
+    Example:
+        >>> table_name("type"), table_name("shop.category")
+        ('of_type', 'of_shop%2Ecategory')
+    """
+    return "of_" + feature.replace("%", "%25").replace(".", "%2E")
+
+
 class FeatureEncoder(nn.Module):
     """Embeds rows described by declared features: items, users or moments.
 
@@ -46,9 +58,16 @@ class FeatureEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.features, self.num_ids = width, features, num_ids
-        tables = [
+        # TorchRec allows one width a collection when sequences are asked for, hence two of them.
+        self.id_table: torchrec.EmbeddingCollection | None = None
+        if num_ids:
+            of_ids = EmbeddingConfig(
+                name="id", embedding_dim=width, num_embeddings=num_ids, feature_names=["id"]
+            )
+            self.id_table = torchrec.EmbeddingCollection(tables=[of_ids])
+        of_features = [
             EmbeddingConfig(
-                name=f.name,
+                name=table_name(f.name),
                 embedding_dim=feature_width,
                 num_embeddings=f.rows,
                 feature_names=[f.name],
@@ -56,15 +75,9 @@ class FeatureEncoder(nn.Module):
             for f in features
             if f.kind == "categorical"
         ]
-        if num_ids:
-            tables.append(
-                EmbeddingConfig(
-                    name="id", embedding_dim=width, num_embeddings=num_ids, feature_names=["id"]
-                )
-            )
         bags = [
             EmbeddingBagConfig(
-                name=f.name,
+                name=table_name(f.name),
                 embedding_dim=feature_width,
                 num_embeddings=f.rows,
                 feature_names=[f.name],
@@ -73,10 +86,6 @@ class FeatureEncoder(nn.Module):
             for f in features
             if f.kind == "multi_hot"
         ]
-        # TorchRec allows one width a collection when sequences are asked for, hence two of them.
-        of_ids = [t for t in tables if t.name == "id"]
-        of_features = [t for t in tables if t.name != "id"]
-        self.id_table = torchrec.EmbeddingCollection(tables=of_ids) if of_ids else None
         self.tables = torchrec.EmbeddingCollection(tables=of_features) if of_features else None
         self.bags = torchrec.EmbeddingBagCollection(tables=bags) if bags else None
         self.sizes = {

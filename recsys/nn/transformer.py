@@ -8,12 +8,13 @@ the cut of the request and the cached blocks of its own tail. Gradients flow thr
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.nn.attention import prefix_attention, tail_attention
 from recsys.nn.dropout import Dropout
 from recsys.nn.feed_forward import GatedFeedForward
-from recsys.nn.rotary import rotary_angles, rotate
+from recsys.nn.rotary import rotary_turns, rotate
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -61,13 +62,16 @@ class TransformerLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of (*, L, D) as (*, H, L, d), turned by (*, L) positions."""
+        """Queries, keys and values of (*, L, D) as (*, H, L, d).
+
+        ``position`` is broadcast to (*, L); a prefix passes (L,), the same for every row.
+        """
         heads = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = heads.transpose(-4, -2).unbind(-3)  # (*, H, 3, L, d) → three of (*, H, L, d)
+        q, k, v = heads.unbind(-3)  # (*, L, 3, H, d) → three of (*, L, H, d)
         if self.rotary:
-            cosine, sine = rotary_angles(position[..., None, :], q.shape[-1])
-            q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
-        return q, k, v
+            turns = rotary_turns(position, heads.shape[-1])[..., None, None, :]
+            q, k = rotate(heads[..., :2, :, :], turns).unbind(-3)
+        return q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2)
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.dropout(self.attention_out(attended.transpose(-3, -2).flatten(-2)))
@@ -83,15 +87,18 @@ class TransformerLayer(nn.Module):
         Returns:
             The layer's output (B, T, D) and a cache of its keys and values.
         """
-        position = torch.arange(x_BTD.shape[1], device=x_BTD.device).expand(x_BTD.shape[:2])
+        position = torch.arange(x_BTD.shape[1], device=x_BTD.device)
         q, k, v = self._project(x_BTD, position)
         return self._finish(x_BTD, prefix_attention(q, k, v, bias)), LayerCache((k, v))
 
     def cache_prefix(self, x_BTD: Tensor) -> LayerCache:
         """Keys and values of hidden states that other layers made, (B, T, D)."""
-        position = torch.arange(x_BTD.shape[1], device=x_BTD.device).expand(x_BTD.shape[:2])
-        _, k, v = self._project(x_BTD, position)
-        return LayerCache((k, v))
+        heads = F.linear(self.attention_norm(x_BTD), self.qkv.weight[x_BTD.shape[-1] :])
+        k, v = heads.view(*heads.shape[:-1], 2, self.num_heads, -1).unbind(-3)
+        if self.rotary:
+            position = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+            k = rotate(k, rotary_turns(position, k.shape[-1])[:, None, :])
+        return LayerCache((k.transpose(1, 2), v.transpose(1, 2)))
 
     def tail(
         self,

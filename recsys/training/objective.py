@@ -221,7 +221,6 @@ class Objective:
             target,
             negative,
             log_q=log_q,
-            positive_log_q=self.sampler.log_q(target),
             temperature=config.temperature,
         )
 

@@ -15,6 +15,7 @@ from recsys.config import read_json
 from recsys.data.dataset import PreparedDataset
 from recsys.model.onepiece import OnePiece
 from recsys.model.save import load_pretrained
+from recsys.nn.embedding import table_name
 from recsys.types import BOUNDARY, FIRST_BEHAVIOR, FIRST_ID, UNKNOWN
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,9 @@ def warm_start(model: OnePiece, dataset: PreparedDataset, folder: Path) -> dict[
             kind, _, name = key.partition(".")
             if kind == owner and key in old_words:
                 source = row_sources(old_words[key], words, FIRST_ID, UNKNOWN)
-                tables[f"{prefix}.tables.embeddings.{name}.weight"] = source
-                tables[f"{prefix}.bags.embedding_bags.{name}.weight"] = source
+                table = table_name(name)
+                tables[f"{prefix}.tables.embeddings.{table}.weight"] = source
+                tables[f"{prefix}.bags.embedding_bags.{table}.weight"] = source
     old_state, state = old_model.state_dict(), model.state_dict()
     for name, value in state.items():
         if name not in old_state:
