@@ -72,6 +72,7 @@ def start_log(job: str) -> Path:
         logger = logging.getLogger(name)
         stop_log(name)
         logger.setLevel(logging.DEBUG)
+        logger.propagate = False  # a library's own handler would print every line twice
         logger.addHandler(file)
         logger.addHandler(screen)
     return path
@@ -84,6 +85,7 @@ def stop_log(name: str) -> None:
         name: The logger.
     """
     logger = logging.getLogger(name)
+    logger.propagate = True
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()

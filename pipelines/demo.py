@@ -53,8 +53,8 @@ def commands(config: DemoConfig) -> dict[str, str]:
         "reasoning, K = 2": f"{fit} --out {out}/reasoning",
         "no reasoning, K = 0": f"{fit} --out {out}/no-reasoning --reasoner.num-steps 0",
         "report": (
-            f"evaluate --model {out}/reasoning/model {out}/no-reasoning/model --data {data} "
-            f"--out {out}/report --overwrite"
+            f"evaluate --model {out}/reasoning/model --model {out}/no-reasoning/model "
+            f"--data {data} --out {out}/report"
         ),
         "scores": (
             f"score --model {out}/reasoning/model --events {logs}/events.parquet "

@@ -55,8 +55,9 @@ def run_training(run: RunConfig, paths: Paths) -> TrainResult:
     config = RecommenderConfig(data=sizes, encoder=encoder, reasoner=run.reasoner)
     seed_everything(run.train.seed)
     model = OnePiece(config, dataset.catalogue)
+    moments = None
     if paths.warm_start is not None:
-        grow_from(model, dataset, paths.warm_start)
+        moments = grow_from(model, dataset, paths.warm_start).moments
     write_provenance(paths.out, {"run": to_dict(run), "data": dataset.manifest.hashes})
     asked = list(
         evaluation_batches(
@@ -87,6 +88,7 @@ def run_training(run: RunConfig, paths: Paths) -> TrainResult:
         validate=validate,
         save_best=save_best,
         resume=paths.resume,
+        moments=moments,
         device=torch.device(paths.device),
     )
 

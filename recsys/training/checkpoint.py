@@ -96,6 +96,13 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / "latest.json").exists()
 
 
+def _latest(folder: Path) -> Path:
+    name = read_json(folder / "latest.json").get("folder")
+    if not isinstance(name, str) or Path(name).name != name:
+        raise ValueError(f"{folder / 'latest.json'} must name a folder beside it, not {name!r}.")
+    return folder / name
+
+
 def load_checkpoint(
     folder: Path,
     model: nn.Module,
@@ -119,9 +126,7 @@ def load_checkpoint(
     Raises:
         ValueError: If there is no checkpoint, it is of another config, or it does not fit.
     """
-    name = read_json(folder / "latest.json").get("folder")
-    if not isinstance(name, str) or Path(name).name != name:
-        raise ValueError(f"{folder / 'latest.json'} must name a folder beside it, not {name!r}.")
+    name = _latest(folder).name
     state = from_dict(RunState, read_json(folder / name / "state.json"), where=f"{name}/state.json")
     if state.config_hash != config_hash:
         raise ValueError(
@@ -134,19 +139,50 @@ def load_checkpoint(
         model.load_state_dict(own)
     except RuntimeError as error:
         raise ValueError(f"The checkpoint {name} does not fit the model: {error}.") from None
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            parameter, _, slot = key.removeprefix("optimizer.").rpartition(".")
-            target = parameters[parameter]
-            moved = value if slot == "step" else value.to(target.device)
-            optimizer.state.setdefault(target, {})[slot] = moved
+    set_moments(model, optimizer, _moments(tensors))
     for key, value in average.items():
         value.copy_(tensors[f"average.{key}"])
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
     return state
+
+
+def _moments(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    start = "optimizer."
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+
+def read_moments(folder: Path) -> dict[str, Tensor]:
+    """The optimizer's state in the latest checkpoint, ``<parameter>.<slot>`` → tensor.
+
+    Args:
+        folder: A run's ``checkpoints`` folder.
+
+    Returns:
+        Empty where there is no checkpoint.
+    """
+    if not has_checkpoint(folder):
+        return {}
+    return _moments(load_file(_latest(folder) / "tensors.safetensors"))
+
+
+def set_moments(
+    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]
+) -> None:
+    """Give an optimizer the state another one had.
+
+    Args:
+        model: Whose parameters the optimizer is over.
+        optimizer: Changed in place.
+        moments: ``<parameter>.<slot>`` → tensor of the parameter's shape, or a step count.
+    """
+    parameters = dict(model.named_parameters())
+    for key, value in moments.items():
+        name, _, slot = key.rpartition(".")
+        if name in parameters:
+            moved = value if slot == "step" else value.to(parameters[name].device)
+            optimizer.state.setdefault(parameters[name], {})[slot] = moved
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from recsys.training.checkpoint import (
     has_checkpoint,
     load_checkpoint,
     save_checkpoint,
+    set_moments,
 )
 from recsys.training.objective import Objective, ObjectiveConfig
 from recsys.training.optim import OptimizerConfig, build_optimizer, lr_factor
@@ -96,6 +97,7 @@ def train(
     validate: Validate,
     save_best: Callable[[OnePiece], None],
     resume: bool = False,
+    moments: dict[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
 ) -> TrainResult:
     """Train until the epochs are done or validation stops getting better.
@@ -113,6 +115,7 @@ def train(
         validate: Model in evaluation mode → metrics; ``config.metric`` must be among them.
         save_best: Called with the model whenever the metric is the best so far.
         resume: Go on from the latest checkpoint in ``folder``, if there is one.
+        moments: An earlier run's optimizer state, for a warm start.
         device: Where to compute.
 
     Returns:
@@ -129,6 +132,7 @@ def train(
     seed_everything(config.seed)
     model.to(device)
     optimizer = build_optimizer(model, config.optimizer)
+    set_moments(model, optimizer, moments or {})
     average = (
         {k: v.detach().clone() for k, v in model.named_parameters()} if config.ema_decay else {}
     )
@@ -204,7 +208,7 @@ def train(
                     with _averaged(model, average):
                         save_best(model)
             append_jsonl(folder / "metrics.jsonl", record)
-            logger.info(json.dumps(record))
+            logger.info(_line(record, config))
             save_checkpoint(checkpoints, model, optimizer, average, state)
             waited = state.epoch - max(0, state.best_epoch)
             if config.patience and waited >= config.patience * config.validate_every:
@@ -218,6 +222,14 @@ def train(
         seconds=state.seconds,
         targets_per_second=seen_targets / trained_s if state.step > started_step else 0.0,
     )
+
+
+def _line(record: dict[str, Any], config: TrainConfig) -> str:
+    """An epoch in one readable line; all of it is in ``metrics.jsonl``."""
+    parts = [f"epoch {record['epoch']}/{config.epochs}", f"loss {record['loss/total']:.3f}"]
+    heads = [name for name in record if name.endswith(f"/{config.metric}")]
+    parts += [f"{name} {record[name]:.4f}" for name in (heads or [config.metric]) if name in record]
+    return ", ".join([*parts, f"{record['seconds']:.0f} s"])
 
 
 def _progress() -> Progress:

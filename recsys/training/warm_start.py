@@ -6,17 +6,20 @@ first scores by its features; a new value of a feature likewise.
 """
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from recsys.config import read_json
-from recsys.data.dataset import PreparedDataset
+from recsys.data.dataset import Catalogue, PreparedDataset
 from recsys.model.onepiece import OnePiece
 from recsys.model.save import load_pretrained
 from recsys.nn.embedding import table_name
-from recsys.types import BOUNDARY, FIRST_BEHAVIOR, FIRST_ID, UNKNOWN
+from recsys.schema import Manifest
+from recsys.training.checkpoint import read_moments
+from recsys.types import FIRST_BEHAVIOR, FIRST_ID, UNKNOWN
 
 logger = logging.getLogger(__name__)
 
@@ -42,46 +45,37 @@ def row_sources(old: list[str], new: list[str], first: int, fallback: int) -> Te
     return torch.tensor(rows, dtype=torch.int64)
 
 
-def warm_start(model: OnePiece, dataset: PreparedDataset, folder: Path) -> dict[str, int]:
+@dataclass(frozen=True, slots=True)
+class WarmStart:
+    """What a new run took over."""
+
+    known: int
+    """Trained items of both."""
+    new: int
+    gone: int
+    moments: dict[str, Tensor]
+    """The optimizer's state, rows moved like the tables'; empty without a checkpoint."""
+
+
+def warm_start(model: OnePiece, dataset: PreparedDataset, folder: Path) -> WarmStart:
     """Copy everything an older model knows into a new one, in place.
 
     Args:
         model: Freshly built for ``dataset``; layers must be of the old model's sizes.
         dataset: Today's data.
-        folder: Yesterday's model folder.
+        folder: Yesterday's model folder; the optimizer's state is read from ``checkpoints`` beside
+            it, where there is one.
 
     Returns:
-        Items ``known`` to both, ``new`` and ``gone``.
+        How the items overlap, and the optimizer's state for ``train``.
 
     Raises:
         ValueError: If a parameter that is no table differs in shape; it is named.
     """
     old_model, old_catalogue, old_manifest, _ = load_pretrained(folder)
-    manifest = dataset.manifest
-    old_words = read_json(folder / "vocabularies.json")
-    old_items = old_catalogue.item_ids.to_pylist()[FIRST_ID : FIRST_ID + old_catalogue.num_trained]
-    new_items = dataset.catalogue.item_ids.to_pylist()
-    new_items = new_items[FIRST_ID : FIRST_ID + dataset.catalogue.num_trained]
-    tables = {
-        "item_encoder.encoder.id_table.embeddings.id.weight": row_sources(
-            old_items, new_items, FIRST_ID, UNKNOWN
-        ),
-        "history_tokens.tables.behavior.weight": row_sources(
-            list(old_manifest.behaviors), list(manifest.behaviors), FIRST_BEHAVIOR, BOUNDARY - 1
-        ),
-    }
-    for owner, prefix in (
-        ("item", "item_encoder.encoder"),
-        ("user", "request_tokens.user"),
-        ("event", "history_tokens.features"),
-    ):
-        for key, words in dataset.vocabularies.items():
-            kind, _, name = key.partition(".")
-            if kind == owner and key in old_words:
-                source = row_sources(old_words[key], words, FIRST_ID, UNKNOWN)
-                table = table_name(name)
-                tables[f"{prefix}.tables.embeddings.{table}.weight"] = source
-                tables[f"{prefix}.bags.embedding_bags.{table}.weight"] = source
+    old_items, new_items = _trained(old_catalogue), _trained(dataset.catalogue)
+    tables = _table_rows(old_manifest, read_json(folder / "vocabularies.json"), dataset)
+    tables[_ID_TABLE] = row_sources(old_items, new_items, FIRST_ID, UNKNOWN)
     old_state, state = old_model.state_dict(), model.state_dict()
     for name, value in state.items():
         if name not in old_state:
@@ -98,11 +92,49 @@ def warm_start(model: OnePiece, dataset: PreparedDataset, folder: Path) -> dict[
                 "in this run: a warm start needs the same sizes and features."
             )
     model.load_state_dict(state)
-    both = set(old_items) & set(new_items)
-    counts = {
-        "known": len(both),
-        "new": len(new_items) - len(both),
-        "gone": len(old_items) - len(both),
+    moments = {}
+    for key, value in read_moments(folder.parent / "checkpoints").items():
+        name = key.rpartition(".")[0]
+        if name in tables and value.dim():
+            rows = tables[name]
+            # A new row has the fallback row's weights, but no history of its own.
+            is_new = rows.bincount(minlength=len(value))[rows] > 1
+            moments[key] = value[rows].masked_fill(is_new[:, None], 0.0)
+        elif name in state and (not value.dim() or value.shape == state[name].shape):
+            moments[key] = value
+    both = len(set(old_items) & set(new_items))
+    counts = (both, len(new_items) - both, len(old_items) - both)
+    logger.info("warm start from %s: %d items known, %d new, %d gone", folder.name, *counts)
+    return WarmStart(*counts, moments)
+
+
+_ID_TABLE = "item_encoder.encoder.id_table.embeddings.id.weight"
+
+
+def _trained(catalogue: Catalogue) -> list[str]:
+    """External ids of the items with an id row of their own, in row order."""
+    ids: list[str] = catalogue.item_ids.to_pylist()
+    return ids[FIRST_ID : FIRST_ID + catalogue.num_trained]
+
+
+def _table_rows(
+    old: Manifest, old_words: dict[str, list[str]], dataset: PreparedDataset
+) -> dict[str, Tensor]:
+    """Where the rows of every table but the item ids' come from, by parameter name."""
+    behaviors = list(old.behaviors), list(dataset.manifest.behaviors)
+    tables = {
+        "history_tokens.tables.behavior.weight": row_sources(*behaviors, FIRST_BEHAVIOR, UNKNOWN)
     }
-    logger.info("warm start from %s: %s", folder.name, counts)
-    return counts
+    owners = {
+        "item": "item_encoder.encoder",
+        "user": "request_tokens.user",
+        "event": "history_tokens.features",
+    }
+    for key, words in dataset.vocabularies.items():
+        owner, _, name = key.partition(".")
+        if owner in owners and key in old_words:
+            source = row_sources(old_words[key], words, FIRST_ID, UNKNOWN)
+            table = f"{table_name(name)}.weight"
+            tables[f"{owners[owner]}.tables.embeddings.{table}"] = source
+            tables[f"{owners[owner]}.bags.embedding_bags.{table}"] = source
+    return tables
