@@ -11,11 +11,12 @@ RUN/checkpoints/step-00001200/
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -30,6 +31,8 @@ class RunState:
     epoch: int = 0
     batch: int = 0
     """Batches of the epoch already used."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of the epoch's losses so far, by name."""
     best_metric: float | None = None
     best_epoch: int = -1
     seconds: float = 0.0
@@ -69,8 +72,11 @@ def save_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"step-{state.step:08d}"
+    while (folder / name).exists():  # it may be the latest: nothing can be resumed from it if killed
+        name += "-again"
     temporary, final = folder / f".{name}.tmp", folder / name
-    shutil.rmtree(temporary, ignore_errors=True)
+    for killed in folder.glob(".step-*.tmp"):
+        shutil.rmtree(killed)
     temporary.mkdir()
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     tensors |= _optimizer_tensors(model, optimizer)
@@ -81,8 +87,6 @@ def save_checkpoint(
     contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
     save_file(contiguous, temporary / "tensors.safetensors")
     write_json(temporary / "state.json", asdict(state))
-    if final.exists():
-        shutil.rmtree(final)
     os.replace(temporary, final)
     write_json(folder / "latest.json", {"folder": name})
     for old in folder.glob("step-*"):
@@ -98,7 +102,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 def _latest(folder: Path) -> Path:
     name = read_json(folder / "latest.json").get("folder")
-    if not isinstance(name, str) or Path(name).name != name:
+    if not isinstance(name, str) or not name or Path(name).name != name:
         raise ValueError(f"{folder / 'latest.json'} must name a folder beside it, not {name!r}.")
     return folder / name
 
@@ -118,22 +122,27 @@ def load_checkpoint(
         model: Of the same config.
         optimizer: Over its parameters.
         average: Moving average of the parameters, filled in place; empty for none.
-        config_hash: Of this run's config; a checkpoint of another config is refused.
+        config_hash: Of this run's config and data; a checkpoint of others is refused.
 
     Returns:
         Where the run stood.
 
     Raises:
-        ValueError: If there is no checkpoint, it is of another config, or it does not fit.
+        ValueError: If there is no checkpoint, it is of another run, damaged, or does not fit.
     """
     name = _latest(folder).name
     state = from_dict(RunState, read_json(folder / name / "state.json"), where=f"{name}/state.json")
     if state.config_hash != config_hash:
         raise ValueError(
-            f"The checkpoint in {folder} is of another config (hash {state.config_hash[:12]}, this "
-            f"run's is {config_hash[:12]}); resume with the same flags or choose another --out."
+            f"The checkpoint in {folder} is of another config or other data (hash "
+            f"{state.config_hash[:12]}, this run's is {config_hash[:12]}); resume with the same "
+            "flags and data or choose another --out."
         )
-    tensors = load_file(folder / name / "tensors.safetensors")
+    path = folder / name / "tensors.safetensors"
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from None
     own = {key.removeprefix("model."): v for key, v in tensors.items() if key.startswith("model.")}
     try:
         model.load_state_dict(own)
@@ -192,10 +201,17 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
 
 
 def drop_later_lines(path: Path, epoch: int) -> None:
-    """Remove the lines of epochs after ``epoch``, which a resumed run writes again."""
+    """Remove the lines of epochs after ``epoch``, which a resumed run writes again.
+
+    A last line that a kill cut short goes too.
+    """
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["epoch"] <= epoch]
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                kept += [line] if json.loads(line)["epoch"] <= epoch else []
+            except json.JSONDecodeError:
+                break
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(temporary, path)

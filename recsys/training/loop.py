@@ -128,7 +128,6 @@ def train(
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    set_precision(config.precision)
     seed_everything(config.seed)
     model.to(device)
     optimizer = build_optimizer(model, config.optimizer)
@@ -136,27 +135,27 @@ def train(
     average = (
         {k: v.detach().clone() for k, v in model.named_parameters()} if config.ema_decay else {}
     )
-    fingerprint = config_hash(config, model.config, batches.config)
+    fingerprint = config_hash(config, model.config, batches.config, batches.dataset.manifest)
     state = RunState(config_hash=fingerprint, threads=torch.get_num_threads())
     checkpoints = folder / "checkpoints"
     if resume and has_checkpoint(checkpoints):
         state = load_checkpoint(checkpoints, model, optimizer, average, config_hash=fingerprint)
-        drop_later_lines(folder / "metrics.jsonl", state.epoch)
         if state.threads != torch.get_num_threads():
             logger.warning(
                 "resumed with %d threads, started with %d: results will differ in the last bits",
                 torch.get_num_threads(),
                 state.threads,
             )
+    drop_later_lines(folder / "metrics.jsonl", state.epoch)
     steps_an_epoch = batches.num_batches()
     total_steps = config.epochs * steps_an_epoch
     seen_targets, started_step = 0, state.step
     started_seconds = state.seconds
-    with _progress() as progress:
+    with _precision(config.precision), _progress() as progress:
         bar = progress.add_task("train", total=total_steps, completed=state.step)
-        while state.epoch < config.epochs:
+        while state.epoch < config.epochs and not _out_of_patience(state, config):
             model.train()
-            sums: dict[str, float] = {}
+            sums = dict(state.sums)
             since, last_saved = time.perf_counter(), time.perf_counter()
             for batch, labels in batches.epoch(state.epoch, start=state.batch):
                 factor = lr_factor(state.step, total_steps, config.optimizer)
@@ -184,17 +183,19 @@ def train(
                 progress.update(bar, completed=state.step, description=f"epoch {state.epoch}")
                 if time.perf_counter() - last_saved > config.checkpoint_every_s:
                     now = time.perf_counter()
-                    state = replace(state, seconds=state.seconds + now - since)
+                    state = replace(state, seconds=state.seconds + now - since, sums=dict(sums))
                     save_checkpoint(checkpoints, model, optimizer, average, state)
                     since = last_saved = time.perf_counter()
             spent = time.perf_counter() - since
             steps = max(1, state.batch)
-            state = replace(state, epoch=state.epoch + 1, batch=0, seconds=state.seconds + spent)
+            state = replace(
+                state, epoch=state.epoch + 1, batch=0, sums={}, seconds=state.seconds + spent
+            )
             record: dict[str, Any] = {
                 "epoch": state.epoch,
                 "step": state.step,
                 "seconds": round(state.seconds, 3),
-                "lr": optimizer.param_groups[0]["lr"],
+                "lr": config.optimizer.lr * lr_factor(state.step - 1, total_steps, config.optimizer),
                 **{f"loss/{name}": value / steps for name, value in sums.items()},
             }
             is_last = state.epoch == config.epochs
@@ -210,9 +211,6 @@ def train(
             append_jsonl(folder / "metrics.jsonl", record)
             logger.info(_line(record, config))
             save_checkpoint(checkpoints, model, optimizer, average, state)
-            waited = state.epoch - max(0, state.best_epoch)
-            if config.patience and waited >= config.patience * config.validate_every:
-                break
     trained_s = state.seconds - started_seconds
     return TrainResult(
         best_metric=state.best_metric,
@@ -222,6 +220,23 @@ def train(
         seconds=state.seconds,
         targets_per_second=seen_targets / trained_s if state.step > started_step else 0.0,
     )
+
+
+def _out_of_patience(state: RunState, config: TrainConfig) -> bool:
+    waited = state.epoch - max(0, state.best_epoch)
+    return config.patience > 0 and waited >= config.patience * config.validate_every
+
+
+@contextmanager
+def _precision(precision: Precision) -> Iterator[None]:
+    """The training's precision of matrix products, for a while."""
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision  # type: ignore[attr-defined]
+    set_precision(precision)
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before  # type: ignore[attr-defined]
 
 
 def _line(record: dict[str, Any], config: TrainConfig) -> str:

@@ -30,6 +30,11 @@ class OptimizerConfig:
                 f"lr ({self.lr}) must be above 0; weight_decay ({self.weight_decay}), warmup_steps "
                 f"({self.warmup_steps}) and clip_norm ({self.clip_norm}) at least 0."
             )
+        if not (0 <= self.beta2 < 1 and 0 <= self.final_lr_fraction <= 1):
+            raise ValueError(
+                f"beta2 ({self.beta2}) must be at least 0 and below 1, final_lr_fraction "
+                f"({self.final_lr_fraction}) between 0 and 1."
+            )
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -44,10 +49,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    for parameter in model.parameters():
         if parameter.requires_grad and parameter.numel():
-            is_table = "embedding" in name or "table" in name
-            (decayed if parameter.dim() == 2 and not is_table else plain).append(parameter)
+            (decayed if id(parameter) in matrices else plain).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
