@@ -80,7 +80,8 @@ class ReasonerConfig:
     """Layers of an own decoder."""
     step_embedding: bool = True
     isolated: bool = False
-    """Stop the reasoner's gradients at the encoder's hidden states and at the item vectors."""
+    """Stop the reasoner's gradients at whatever the prefix head uses: hidden states, item vectors,
+    positions. The prefix head is then trained exactly as it would be alone."""
     zero_init: bool = True
     """Start an own decoder's layers at zero: every step first answers as the prefix head."""
     norm_rescale: bool = False

@@ -88,6 +88,7 @@ class OnePiece(nn.Module):
         self.request_tokens = RequestTokens(config.encoder, config.data) if has_reasoner else None
         self.reasoner = Reasoner(config.reasoner, config.encoder) if has_reasoner else None
         self.answer_norm = nn.LayerNorm(config.encoder.width)
+        self.latent_norm = nn.LayerNorm(config.encoder.width) if has_reasoner else None
         coarse = config.data.num_coarse
         self.coarse_head = nn.Linear(config.encoder.width, coarse) if coarse else None
 
@@ -119,13 +120,17 @@ class OnePiece(nn.Module):
         base = self.request_tokens(batch)
         at = batch.requests.cut[..., None] + torch.arange(base.shape[2], device=base.device)
         last = self.config.encoder.max_history
-        base = base + self.history_tokens.position(at.clamp(max=last))
+        position = self.history_tokens.position(at.clamp(max=last))
+        if self.config.reasoner.isolated and isinstance(position, Tensor):
+            position = position.detach()
+        base = base + position
         norm = items.vectors.norm(dim=-1).mean()
         return self.reasoner(base, prefix, batch.requests, self.encoder, norm)  # type: ignore[no-any-return]
 
     def answer(self, latents: Tensor) -> Tensor:
         """Read a block (..., M, D) as one query vector (..., D)."""
-        return self._query(self.answer_norm(latents).mean(dim=-2))
+        assert self.latent_norm is not None
+        return self._query(self.latent_norm(latents).mean(dim=-2))
 
     def _query(self, state: Tensor) -> Tensor:
         encoder = self.config.encoder

@@ -76,6 +76,8 @@ class Reasoner(nn.Module):
         hidden = prefix.hidden.detach() if config.isolated else prefix.hidden
         visible = prefix_visible(cut, hidden.shape[1])
         bias = encoder.tail_bias(prefix.history, cut, requests.timestamp)
+        if config.isolated and bias is not None:
+            bias = bias.detach()
         M = base_BQMD.shape[2]
         at = cut[..., None] + torch.arange(M, device=cut.device)
         if config.decoder == "own":

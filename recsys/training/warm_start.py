@@ -78,7 +78,10 @@ def warm_start(model: OnePiece, dataset: PreparedDataset, folder: Path) -> WarmS
     tables[_ID_TABLE] = row_sources(old_items, new_items, FIRST_ID, UNKNOWN)
     old_state, state = old_model.state_dict(), model.state_dict()
     for name, value in state.items():
-        if name not in old_state:
+        if name.startswith("latent_norm.") and name not in old_state:
+            # A reasoner on a prefix-only model: its first answers are read as the prefix head's.
+            state[name] = old_state[name.replace("latent_norm", "answer_norm")]
+        elif name not in old_state:
             logger.warning("warm start: %s is new and starts fresh", name)
         elif name in tables:
             state[name] = old_state[name][tables[name]]
