@@ -6,7 +6,7 @@ The dates, commands and results of the runs are in notebooks/LOG.md.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Literal
 
 from recsys.context.config import ContextConfig
 from recsys.model.config import EncoderConfig, ReasonerConfig
@@ -23,6 +23,8 @@ class RunConfig:
     reasoner: ReasonerConfig = field(default_factory=ReasonerConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    answer: Literal["best", "last"] = "best"
+    """Which head recommends: the best on validation, or always the deepest step."""
     validation_users: int = 20_000
     """Users a validation during training asks, at most."""
 

@@ -70,9 +70,12 @@ def run_training(run: RunConfig, paths: Paths) -> TrainResult:
     )
 
     def validate(candidate: OnePiece) -> dict[str, float]:
-        found = evaluate([ModelScorer(candidate)], asked, dataset.catalogue, k=(10,), list_k=0)
+        scorer = ModelScorer(candidate, device=paths.device)
+        found = evaluate([scorer], asked, dataset.catalogue, k=(10,), list_k=0)
         metrics = {name.partition("/")[2]: value for name, value in found.means().items()}
-        answer = found.answers[0][1]
+        deepest_first = reversed(candidate.heads if run.answer == "best" else candidate.heads[-1:])
+        answer = max(deepest_first, key=lambda head: metrics.get(f"{head}/{run.train.metric}", 0.0))
+        candidate.answer_head = answer
         return {name: metrics[f"{answer}/{name}"] for name in ("ndcg@10", "recall@10")} | metrics
 
     def save_best(candidate: OnePiece) -> None:

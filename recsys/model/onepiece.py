@@ -89,8 +89,16 @@ class OnePiece(nn.Module):
         self.reasoner = Reasoner(config.reasoner, config.encoder) if has_reasoner else None
         self.answer_norm = nn.LayerNorm(config.encoder.width)
         self.latent_norm = nn.LayerNorm(config.encoder.width) if has_reasoner else None
+        self.answer_head = self.heads[-1]
+        """The head that recommends; training may choose another by validation."""
         coarse = config.data.num_coarse
         self.coarse_head = nn.Linear(config.encoder.width, coarse) if coarse else None
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads, the deepest last: ``prefix``, ``step0`` … ``stepK``."""
+        steps = 0 if self.reasoner is None else self.config.reasoner.num_steps + 1
+        return ("prefix", *(f"step{k}" for k in range(steps)))
 
     def embed_items(self, ids: Tensor | None = None) -> ItemVectors:
         """Look item vectors up: the step's one lookup.
@@ -175,12 +183,14 @@ class OnePiece(nn.Module):
             items: What ``item_vectors`` returned, to save looking it up again.
 
         Returns:
-            ``prefix``, ``step0`` … ``stepK``, in this order, (B, Q, D) each; the last is the
-            answer. A request without history has a zero ``prefix`` query.
+            ``prefix``, ``step0`` … ``stepK``, (B, Q, D) each, with ``answer_head`` moved to the
+            end. A request without history has a zero ``prefix`` query.
         """
         looked_up = self.embed_items() if items is None else ItemVectors(items)
         prefix = self.encode(context, looked_up)
         blocks = self.reason(context, prefix, looked_up)
         at_cut = state_at(self._query(self.answer_norm(prefix.hidden)), context.requests.cut)
         steps = {f"step{k}": self.answer(block) for k, block in enumerate(blocks)}
-        return {"prefix": at_cut, **steps}
+        found = {"prefix": at_cut, **steps}
+        answer = found.pop(self.answer_head)
+        return {**found, self.answer_head: answer}

@@ -1,7 +1,7 @@
 """A model as a folder of data: JSON, safetensors and the catalogue it was trained on. No code.
 
 ```
-config.json          {"version", "model": RecommenderConfig, "context": ContextConfig}
+config.json          {"version", "model": RecommenderConfig, "answer": head, "context": …}
 model.safetensors    weights
 manifest.json  items.arrow  items.*.npy  vocabularies.json     copies, from the prepared data set
 ```
@@ -45,7 +45,12 @@ def save_pretrained(
         shutil.copyfile(data / name, temporary / name)
     write_json(
         temporary / "config.json",
-        {"version": MODEL_VERSION, "model": to_dict(model.config), "context": context or {}},
+        {
+            "version": MODEL_VERSION,
+            "model": to_dict(model.config),
+            "answer": model.answer_head,
+            "context": context or {},
+        },
     )
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -90,4 +95,8 @@ def load_pretrained(folder: Path | str) -> tuple[OnePiece, Catalogue, Manifest, 
         raise ValueError(
             f"{folder}/model.safetensors does not fit its config.json: {error}."
         ) from None
+    answer = saved.get("answer", model.answer_head)
+    if answer not in model.heads:
+        raise ValueError(f"{folder}/config.json: answer ({answer!r}) must be one of {model.heads}.")
+    model.answer_head = answer
     return model.eval(), catalogue, manifest, saved["context"]
