@@ -44,14 +44,15 @@ def demo() -> RunConfig:
 
 
 def ml_1m() -> RunConfig:
-    """MovieLens-1M, leave-one-out in file order, ids only, length 200."""
+    """MovieLens-1M, leave-one-out in file order, ids only, length 200, two reasoning steps."""
     return RunConfig(
         encoder=EncoderConfig(use_behavior=False, use_gap=False),
+        context=ContextConfig(requests_per_row=16),
         train=TrainConfig(
-            epochs=60,
+            epochs=30,
             batch_rows=128,
-            validate_every=2,
-            patience=6,
+            validate_every=3,
+            patience=0,
             optimizer=OptimizerConfig(lr=3e-3, weight_decay=0.01),
         ),
     )
@@ -63,16 +64,17 @@ def ml_1m_prefix() -> RunConfig:
 
 
 def beauty() -> RunConfig:
-    """Amazon Beauty 5-core, leave-one-out, ids only, length 50."""
+    """Amazon Beauty 5-core, leave-one-out, ids only, length 50, two reasoning steps."""
     return RunConfig(
         encoder=EncoderConfig(max_history=50, use_behavior=False, use_gap=False, dropout=0.5),
         context=ContextConfig(max_history=50, requests_per_row=4),
         train=TrainConfig(
-            epochs=60,
-            batch_rows=256,
-            validate_every=2,
-            patience=6,
-            optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.01),
+            epochs=40,
+            batch_rows=128,
+            validate_every=4,
+            patience=0,
+            precision="bf16",
+            optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.01),
         ),
     )
 

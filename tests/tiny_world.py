@@ -254,7 +254,7 @@ def tiny_config(
     return RecommenderConfig(
         data=DataSizes.of(dataset.manifest),
         encoder=EncoderConfig(**{**sizes, "feature_width": 4, **(encoder or {})}),
-        reasoner=ReasonerConfig(**{"zero_init": False, **(reasoner or {})}),
+        reasoner=ReasonerConfig(**{"zero_init": False, "isolated": False, **(reasoner or {})}),
     )
 
 

@@ -79,7 +79,7 @@ class ReasonerConfig:
     num_layers: int = 1
     """Layers of an own decoder."""
     step_embedding: bool = True
-    isolated: bool = False
+    isolated: bool = True
     """Stop the reasoner's gradients at whatever the prefix head uses: hidden states, item vectors,
     positions. The prefix head is then trained exactly as it would be alone."""
     zero_init: bool = True

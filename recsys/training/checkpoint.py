@@ -72,7 +72,7 @@ def save_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"step-{state.step:08d}"
-    while (folder / name).exists():  # it may be the latest: nothing can be resumed from it if killed
+    while (folder / name).exists():  # perhaps the latest, which a kill must leave to resume from
         name += "-again"
     temporary, final = folder / f".{name}.tmp", folder / name
     for killed in folder.glob(".step-*.tmp"):

@@ -191,11 +191,12 @@ def train(
             state = replace(
                 state, epoch=state.epoch + 1, batch=0, sums={}, seconds=state.seconds + spent
             )
+            factor = lr_factor(state.step - 1, total_steps, config.optimizer)
             record: dict[str, Any] = {
                 "epoch": state.epoch,
                 "step": state.step,
                 "seconds": round(state.seconds, 3),
-                "lr": config.optimizer.lr * lr_factor(state.step - 1, total_steps, config.optimizer),
+                "lr": config.optimizer.lr * factor,
                 **{f"loss/{name}": value / steps for name, value in sums.items()},
             }
             is_last = state.epoch == config.epochs

@@ -47,15 +47,22 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Check the weights."""
-        if min(self.prefix_weight, self.step_weight, self.coarse_weight) < 0:
-            raise ValueError("prefix_weight, step_weight and coarse_weight must be at least 0.")
+        for name in ("prefix_weight", "step_weight", "coarse_weight", "teacher_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0.")
+        for name in ("temperature", "contrast_temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be above 0.")
         if self.num_negatives < 1:
             raise ValueError(f"num_negatives ({self.num_negatives}) must be at least 1.")
+        if not self.step_losses:
+            raise ValueError("step_losses (()) must name at least one; step_weight=0 has no steps.")
 
     @property
     def samples(self) -> bool:
         """Whether negatives are drawn, so that a step looks up only its unique items."""
-        return not {self.prefix_loss, *self.step_losses} & {"softmax"}
+        whole = "softmax" in {self.prefix_loss, *self.step_losses} or self.teacher_weight > 0
+        return not whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +106,11 @@ class Objective:
         needs = {config.prefix_loss, *config.step_losses} & {"sampled_softmax", "bce"}
         if needs and sampler is None:
             raise ValueError(f"the losses {sorted(needs)} draw negatives: a sampler is required.")
-        if config.targets == "coarse_to_fine" and coarse is None:
-            raise ValueError("targets 'coarse_to_fine' requires the items' coarse codes.")
+        if config.targets == "coarse_to_fine" and (coarse is None or coarse.max() < FIRST_ID):
+            raise ValueError(
+                "targets 'coarse_to_fine' requires the items' coarse codes, and there are none: "
+                "prepare the data set with them."
+            )
         self.config, self.sampler, self.coarse, self.teacher = config, sampler, coarse, teacher
 
     def __call__(
@@ -115,7 +125,11 @@ class Objective:
             reason: Whether the steps are trained; False leaves the prefix head alone.
 
         Returns:
-            The total, a scalar, and its terms by name, unweighted and detached.
+            The total, a scalar, and its terms by name, detached: unweighted but for
+            ``coarse_weight`` and ``teacher_weight``, which their terms contain.
+
+        Raises:
+            ValueError: If no loss has anything to train.
         """
         config = self.config
         negative, log_q = None, None
@@ -146,6 +160,11 @@ class Objective:
             step_terms = self._steps(model, output, labels, drawn)
             terms |= step_terms
             total = total + config.step_weight / len(output.steps) * sum(step_terms.values())
+        if not terms:
+            raise ValueError(
+                f"there is nothing to train: prefix_loss is {config.prefix_loss!r} with weight "
+                f"{config.prefix_weight}, and no steps are reasoned in this epoch."
+            )
         return total, {name: term.detach() for name, term in terms.items()}
 
     def _steps(
@@ -167,9 +186,9 @@ class Objective:
             user = torch.arange(len(valid), device=valid.device)[:, None].expand_as(valid)[valid]
             coarse_step = config.targets == "coarse_to_fine" and k < last
             if coarse_step and self.coarse is not None and model.coarse_head is not None:
-                code = self.coarse[gold]
+                code = self.coarse.to(gold.device)[gold]
                 logits = model.coarse_head(query)
-                known = code != PAD
+                known = code >= FIRST_ID
                 if known.any():
                     terms[f"step{k}/coarse"] = config.coarse_weight * F.cross_entropy(
                         logits[known], code[known]
@@ -227,7 +246,8 @@ class Objective:
     def _teach(self, model: OnePiece, items: ItemVectors, query: Tensor, gold: Tensor) -> Tensor:
         """Cross-entropy against the co-occurrence neighbours of the target."""
         assert self.teacher is not None
-        neighbours, weights = self.teacher.neighbours[gold], self.teacher.weights[gold]
+        neighbours = self.teacher.neighbours.to(gold.device)[gold]
+        weights = self.teacher.weights.to(gold.device)[gold]
         kept = weights > 0
         row, column = kept.nonzero(as_tuple=True)
         trained = items.vectors[FIRST_ID : model.config.data.num_id_rows]
