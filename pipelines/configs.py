@@ -69,9 +69,9 @@ def beauty() -> RunConfig:
         encoder=EncoderConfig(max_history=50, use_behavior=False, use_gap=False, dropout=0.5),
         context=ContextConfig(max_history=50, requests_per_row=4),
         train=TrainConfig(
-            epochs=40,
+            epochs=42,
             batch_rows=128,
-            validate_every=4,
+            validate_every=6,
             patience=0,
             precision="bf16",
             optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.01),

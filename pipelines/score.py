@@ -9,10 +9,12 @@ import tyro
 
 from pipelines.console import bars, table
 from recsys.scoring.batch import ScoreConfig, ScoreReport, score
+from recsys.training.seed import keep_freed_memory
 
 
 def run(config: Annotated[ScoreConfig, tyro.conf.arg(name="")]) -> None:
     """Recommend k items to every user of a log; run again to go on where it was stopped."""
+    keep_freed_memory()
     with bars() as progress:
         report = score(config, progress=progress)
     table("Scored", lines(config, report))

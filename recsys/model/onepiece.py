@@ -100,6 +100,20 @@ class OnePiece(nn.Module):
         steps = 0 if self.reasoner is None else self.config.reasoner.num_steps + 1
         return ("prefix", *(f"step{k}" for k in range(steps)))
 
+    def independent_parts(self) -> tuple[list[nn.Parameter], ...]:
+        """Parameters in parts whose gradients have nothing to do with each other.
+
+        With isolated steps these are what the steps train and the rest; else all are one part.
+        """
+        if self.reasoner is None or not self.config.reasoner.isolated:
+            return (list(self.parameters()),)
+        tail = ("reasoner.", "request_tokens.", "latent_norm.", "coarse_head.")
+        named = list(self.named_parameters())
+        return (
+            [p for name, p in named if not name.startswith(tail)],
+            [p for name, p in named if name.startswith(tail)],
+        )
+
     def embed_items(self, ids: Tensor | None = None) -> ItemVectors:
         """Look item vectors up: the step's one lookup.
 

@@ -231,13 +231,13 @@ def _out_of_patience(state: RunState, config: TrainConfig) -> bool:
 @contextmanager
 def _precision(precision: Precision) -> Iterator[None]:
     """The training's precision of matrix products, for a while."""
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision  # type: ignore[attr-defined]
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
     set_precision(precision)
     try:
         yield
     finally:
-        matmul.fp32_precision = before  # type: ignore[attr-defined]
+        matmul.fp32_precision = before
 
 
 def _line(record: dict[str, Any], config: TrainConfig) -> str:
@@ -260,9 +260,12 @@ def _progress() -> Progress:
 
 
 def _clip(model: OnePiece, limit: float) -> float:
-    """Global gradient norm, before it is cut to the limit."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    return float(torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf))
+    """Largest gradient norm of the model's independent parts, each cut to the limit on its own."""
+    norms = [
+        torch.nn.utils.clip_grad_norm_([p for p in part if p.grad is not None], limit or math.inf)
+        for part in model.independent_parts()
+    ]
+    return float(torch.stack([norm.float() for norm in norms]).max())
 
 
 @contextmanager

@@ -39,6 +39,17 @@ def test_a_restored_generator_state_draws_the_same_ids() -> None:
     assert torch.equal(sampler.sample(50)[0], first)
 
 
+def test_draws_on_the_very_edge_of_a_share_never_give_an_item_of_probability_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    edges = torch.tensor([0.0, 8 / 25, 9 / 25, 1 - 2**-53], dtype=torch.float64)
+    sampler = TableSampler(COUNT, "popularity", power=1.0)
+    monkeypatch.setattr(torch, "rand", lambda *size, dtype: edges)
+    ids, log_q = sampler.sample(4)
+    assert ids.tolist() == [2, 4, 5, 5]
+    assert log_q.isfinite().all()
+
+
 def test_the_counts_handed_in_stay_as_they_were() -> None:
     count = COUNT.clone()
     TableSampler(count, "popularity").sample(3)

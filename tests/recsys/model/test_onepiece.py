@@ -170,6 +170,16 @@ def test_queries_name_every_head_the_answer_last(
         assert all(torch.equal(found[name], with_items[name]) for name in found)
 
 
+def test_the_head_that_recommends_comes_last_whichever_it_is(toy: PreparedDataset) -> None:
+    model, batch = build(toy)
+    before = model.queries(batch)
+    assert model.heads == tuple(before) == ("prefix", "step0", "step1", "step2")
+    model.answer_head = "step0"
+    after = model.queries(batch)
+    assert list(after) == ["prefix", "step1", "step2", "step0"]
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 def test_a_request_without_history_has_a_zero_prefix_query_and_real_steps(
     toy: PreparedDataset,
 ) -> None:

@@ -88,6 +88,16 @@ def test_what_is_read_back_is_what_was_saved(saved: Path, rich: PreparedDataset)
     ]  # fmt: skip
 
 
+def test_the_head_that_recommends_is_saved_with_the_model(
+    rich: PreparedDataset, tmp_path: Path
+) -> None:
+    model = tiny_model(rich)
+    for head in model.heads:
+        model.answer_head = head
+        save_pretrained(model, tmp_path / "model", rich.path)
+        assert load_pretrained(tmp_path / "model")[0].answer_head == head
+
+
 def test_a_saved_model_can_be_saved_again_over_itself(copy: Path) -> None:
     model, _, _, context = load_pretrained(copy)
     with torch.no_grad():
@@ -187,6 +197,10 @@ def remove(name: str) -> Callable[[Path], None]:
         (
             config_json(lambda v: v["model"]["data"].update(num_items=99)),
             r"The catalogue has 15 rows, config 99",
+        ),
+        (
+            config_json(lambda v: v.update(answer="step9")),
+            r"config\.json: answer \('step9'\) must be one of \('prefix', 'step0'",
         ),
         (manifest_json(lambda v: v.update(version=7)), r"manifest\.json is of version 7"),
         (manifest_json(lambda v: [v]), r"manifest\.json"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_world import tiny_config, toy_dataset
+from tiny_world import tiny_config, tiny_model, toy_dataset
 from torch import Tensor
 
 from recsys.batch import ContextBatch, Labels
@@ -13,6 +13,7 @@ from recsys.context.config import ContextConfig
 from recsys.context.loader import TrainingBatches, evaluation_batches
 from recsys.data.dataset import PreparedDataset
 from recsys.model.onepiece import OnePiece
+from recsys.training import loop
 from recsys.training.build import build_objective
 from recsys.training.loop import NonFiniteLossError, TrainConfig, TrainResult, train
 from recsys.training.objective import Objective, ObjectiveConfig
@@ -300,6 +301,44 @@ def test_the_average_of_the_weights_is_what_is_validated_and_saved(
     assert (saved - 1).norm() < (last - 1).norm()
 
 
+def test_the_average_forgets_at_the_stated_rate(toy: PreparedDataset, tmp_path: Path) -> None:
+    before: list[Tensor] = []
+
+    class Watched(Objective):
+        def __call__(self, model: OnePiece, *args: Any, **kwargs: Any) -> Any:
+            before.append(model.answer_norm.weight.detach().clone())
+            return super().__call__(model, *args, **kwargs)
+
+    saved: list[Tensor] = []
+    model = OnePiece(tiny_config(toy, encoder={"max_history": 6}), toy.catalogue)
+    train(
+        model,
+        TrainingBatches(toy, CONTEXT, rows=10),
+        Watched(ObjectiveConfig()),
+        replace(CONFIG, epochs=1, objective=ObjectiveConfig()),
+        folder=tmp_path,
+        validate=lambda m: {"recall@1": 0.0},
+        save_best=lambda m: saved.append(m.answer_norm.weight.detach().clone()),
+    )
+    average = before[0]
+    for weights in [*before[1:], model.answer_norm.weight.detach()]:
+        average = 0.8 * average + 0.2 * weights
+    torch.testing.assert_close(saved[0], average)
+
+
+def test_random_numbers_that_validation_draws_change_no_training(
+    whole: Any, toy: PreparedDataset, tmp_path: Path
+) -> None:
+    def quiet(candidate: OnePiece) -> dict[str, float]:
+        state = torch.get_rng_state()
+        found = {"recall@1": recall(candidate, toy)}
+        torch.set_rng_state(state)
+        return found
+
+    run = Run(toy, tmp_path)
+    check_same(run, *run.start(validate=quiet), whole)
+
+
 def test_early_stopping_waits_for_the_patience_and_keeps_the_best(
     toy: PreparedDataset, tmp_path: Path
 ) -> None:
@@ -416,7 +455,77 @@ def test_training_ends_in_the_precision_and_mode_it_was_started_in(
     assert torch.backends.mkldnn.matmul.fp32_precision == "none"
 
 
+def test_isolated_steps_leave_the_prefix_head_as_it_would_be_alone(
+    toy: PreparedDataset, tmp_path: Path
+) -> None:
+    """Bit for bit, where nothing couples them: no dropout and no clipping by the global norm."""
+    config = replace(
+        CONFIG,
+        epochs=2,
+        optimizer=OptimizerConfig(lr=0.02, warmup_steps=3, clip_norm=0.0),
+        objective=ObjectiveConfig(),
+    )
+    weights: list[dict[str, Tensor]] = []
+    for step_weight in (0.0, 1.0):
+        options = {"encoder": {"max_history": 6, "relative_bias": True}}
+        parts = tiny_config(toy, **options, reasoner={"isolated": True})
+        torch.manual_seed(0)
+        model = OnePiece(parts, toy.catalogue)
+        objective = replace(config.objective, step_weight=step_weight)
+        folder = tmp_path / str(step_weight)
+        folder.mkdir()
+        train(
+            model,
+            TrainingBatches(toy, CONTEXT, rows=10),
+            Objective(objective),
+            replace(config, objective=objective),
+            folder=folder,
+            validate=lambda m: {"recall@1": 0.0},
+            save_best=lambda m: None,
+        )
+        weights.append(model.state_dict())
+    alone, together = weights
+    own = ("reasoner.", "request_tokens.", "latent_norm.")
+    for name, value in alone.items():
+        assert torch.equal(together[name], value) or name.startswith(own), name
+    assert not torch.equal(alone["reasoner.step"], together["reasoner.step"])
+
+
+@pytest.mark.gpu
+def test_training_runs_on_a_gpu_and_resumes_there(toy: PreparedDataset, tmp_path: Path) -> None:
+    run = Run(toy, tmp_path)
+    objective = ObjectiveConfig(
+        prefix_loss="sampled_softmax", targets="coarse_to_fine", teacher_weight=0.5, num_negatives=4
+    )
+    config = replace(CONFIG, objective=objective)
+    options: dict[str, Any] = {"device": "cuda", "validate": lambda m: {"recall@1": 0.0}}
+    with pytest.raises(Killed):
+        run.start(config, kill_at=9, **options)
+    result, model = run.start(config, resume=True, **options)
+    assert result.steps == 21
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
 def test_throughput_counts_real_targets(whole: Any, toy: PreparedDataset) -> None:
     _, result, _ = whole
     targets = sum(int((b.train_end - 1).clamp(min=0).sum()) for b in toy.buckets)
     assert result.targets_per_second * result.seconds == pytest.approx(3 * targets, rel=1e-6)
+
+
+def test_large_gradients_of_isolated_steps_leave_those_of_the_prefix_head_uncut(
+    rich: PreparedDataset,
+) -> None:
+    for isolated in (True, False):
+        model = tiny_model(rich, reasoner={"isolated": isolated})
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.zeros_like(parameter)
+            if name == "answer_norm.weight":
+                parameter.grad[0] = 0.5
+            if name == "latent_norm.weight":
+                parameter.grad[0] = 100.0
+        assert loop._clip(model, 1.0) == pytest.approx(100.0 if isolated else 100.00125)
+        kept = model.answer_norm.weight.grad
+        assert kept is not None
+        assert kept[0].item() == pytest.approx(0.5 if isolated else 0.005, rel=1e-3)
+        parts = [id(p) for part in model.independent_parts() for p in part]
+        assert sorted(parts) == sorted(id(p) for p in model.parameters())
