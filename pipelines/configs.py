@@ -63,6 +63,18 @@ def ml_1m_prefix() -> RunConfig:
     return prefix_only(ml_1m())
 
 
+def ml_1m_steps() -> RunConfig:
+    """Two reasoning steps on a trained ml-1m-prefix model (--warm-start), which stays as it is.
+
+    The best way to train steps so far: on ML-1M they end above the prefix head only this way.
+    """
+    run = ml_1m()
+    objective = ObjectiveConfig(prefix_weight=0.0)
+    optimizer = OptimizerConfig(lr=1e-3, weight_decay=0.01)
+    train = replace(run.train, epochs=5, validate_every=1, objective=objective, optimizer=optimizer)
+    return replace(run, train=train)
+
+
 def beauty() -> RunConfig:
     """Amazon Beauty 5-core, leave-one-out, ids only, length 50, two reasoning steps."""
     return RunConfig(
@@ -99,6 +111,7 @@ RUNS: Final[dict[str, Callable[[], RunConfig]]] = {
     "demo": demo,
     "ml-1m": ml_1m,
     "ml-1m-prefix": ml_1m_prefix,
+    "ml-1m-steps": ml_1m_steps,
     "beauty": beauty,
     "beauty-prefix": beauty_prefix,
 }

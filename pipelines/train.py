@@ -47,6 +47,11 @@ class Paths:
 
 def run_training(run: RunConfig, paths: Paths) -> TrainResult:
     """Train one model and save the best weights under ``out/model``."""
+    if not run.train.objective.prefix_weight and run.reasoner.isolated and not paths.warm_start:
+        raise ValueError(
+            "train.objective.prefix_weight is 0 and the steps are isolated, so the encoder would "
+            "stay random: name a trained model with --warm-start."
+        )
     prepare_folder(paths)
     keep_freed_memory()
     dataset = PreparedDataset(paths.data)
