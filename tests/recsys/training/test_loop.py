@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_world import tiny_config
+from tiny_world import tiny_config, tiny_model
 from torch import Tensor
 from toy_run import CONFIG, CONTEXT, Killable, Killed, Run, check_same, recall
 
 from recsys.context.loader import TrainingBatches, evaluation_batches
 from recsys.data.dataset import PreparedDataset
 from recsys.model.onepiece import OnePiece
+from recsys.training import loop
 from recsys.training.loop import NonFiniteLossError, train
 from recsys.training.objective import Objective, ObjectiveConfig
 from recsys.training.optim import OptimizerConfig, lr_factor
