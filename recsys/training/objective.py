@@ -150,9 +150,10 @@ class Objective:
         terms: dict[str, Tensor] = {}
         total = labels.next_item.new_zeros((), dtype=torch.float32)
         if config.prefix_loss != "none" and config.prefix_weight:
-            valid = labels.next_item != PAD
-            query, target = output.prefix[valid], labels.next_item[valid]
-            user = torch.arange(len(valid), device=valid.device)[:, None].expand_as(valid)[valid]
+            target = labels.next_item.flatten()
+            rows = (target != PAD).nonzero()[:, 0]
+            query = output.prefix.flatten(0, 1).index_select(0, rows)
+            target, user = target[rows], rows // labels.next_item.shape[1]
             loss = self._loss(config.prefix_loss, model, items, query, target, user, drawn)
             terms[f"prefix/{config.prefix_loss}"] = loss
             total = total + config.prefix_weight * loss
