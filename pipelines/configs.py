@@ -39,7 +39,7 @@ def demo() -> RunConfig:
     return RunConfig(
         encoder=EncoderConfig(max_history=50, id_dropout=0.1),
         context=ContextConfig(max_history=50, requests_per_row=8),
-        train=TrainConfig(epochs=12, batch_rows=128, optimizer=OptimizerConfig(lr=3e-3)),
+        train=TrainConfig(epochs=30, batch_rows=128, optimizer=OptimizerConfig(lr=3e-3)),
     )
 
 

@@ -31,7 +31,7 @@ class DemoConfig:
 
     out: Path = Path("data/demo")
     world: SyntheticConfig = field(default_factory=SyntheticConfig)
-    epochs: int = 12
+    epochs: int = 30
     """Of each of the two models."""
 
 
