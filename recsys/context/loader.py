@@ -122,7 +122,6 @@ class TrainingBatches:
         item = bucket.events["item"].values[following].long()
         item = torch.where(inside & (item != UNKNOWN), item, PAD)
         next_item = torch.zeros_like(context.history.item)
-        next_item.scatter_(1, torch.where(inside, moved_to, moved_to[:, :1]), PAD)
         rows, columns = inside.nonzero(as_tuple=True)
         next_item[rows, moved_to[rows, columns]] = item[rows, columns]
         tasks = next_of_tasks(bucket, manifest, row, start[:, None] + cut, is_real)
@@ -155,8 +154,7 @@ def next_of_tasks(
         found.append(torch.where(is_real & (place < end), item[place.clamp(max=len(item) - 1)], 0))
     for task in range(len(manifest.tasks)):
         codes = [manifest.behaviors.index(b) + FIRST_BEHAVIOR for b in manifest.funnel[task:]]
-        behavior = bucket.events["behavior"].values
-        places = torch.isin(behavior, torch.tensor(codes, dtype=behavior.dtype)).nonzero()[:, 0]
+        places = bucket.places_of(tuple(codes))
         index = torch.searchsorted(places, at)
         place = torch.cat((places, torch.tensor([len(item)])))[index]
         inside = is_real & (place < end)

@@ -108,6 +108,7 @@ class Histories:
         table = read_arrow(path)
         self._table = table
         self.num_users: int = table.num_rows
+        self._places: dict[tuple[int, ...], Tensor] = {}
         self.events: dict[str, Jagged] = {
             name: jagged_column(table, name)
             for name in table.column_names
@@ -126,6 +127,21 @@ class Histories:
         }
         self.train_end = torch.tensor(table["train_end"].to_numpy()).long()
         self.valid_end = torch.tensor(table["valid_end"].to_numpy()).long()
+
+    def places_of(self, behaviors: tuple[int, ...]) -> Tensor:
+        """Where events of some behaviors are in the flat columns; found once and kept.
+
+        Args:
+            behaviors: Codes.
+
+        Returns:
+            Ascending places, int64.
+        """
+        if behaviors not in self._places:
+            behavior = self.events["behavior"].values
+            wanted = torch.tensor(behaviors, dtype=behavior.dtype)
+            self._places[behaviors] = torch.isin(behavior, wanted).nonzero()[:, 0]
+        return self._places[behaviors]
 
     @property
     def offsets(self) -> Tensor:

@@ -19,7 +19,7 @@ class EncoderConfig:
     """Width inside a feed-forward layer; 0 means 8/3 of ``width``."""
     dropout: float = 0.2
     max_history: int = 200
-    """History tokens a prefix holds."""
+    """History tokens a prefix holds; a training run takes its context's."""
     positions: Literal["learned", "rotary", "both"] = "both"
     relative_bias: bool = False
     """Add a learned bias by distance in positions and, where logs have times, in time."""
@@ -81,7 +81,8 @@ class ReasonerConfig:
     step_embedding: bool = True
     isolated: bool = True
     """Stop the reasoner's gradients at whatever the prefix head uses: hidden states, item vectors,
-    positions. The prefix head is then trained exactly as it would be alone."""
+    positions. The prefix head is then trained as it would be alone. A shared decoder's layers are
+    the encoder's own and still learn from both."""
     zero_init: bool = True
     """Start an own decoder's layers at zero: every step first answers as the prefix head."""
     norm_rescale: bool = False

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 
 from recsys.schema import Feature
-from recsys.types import PAD
 
 # TorchRec asks torch whether it is being traced, and torch answers with a warning a process.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -168,8 +167,3 @@ def take_lists(codes: Tensor, offsets: Tensor, rows: Tensor) -> tuple[Tensor, Te
     shift = start - torch.cumsum(length, 0) + length
     index = torch.arange(int(length.sum()), device=codes.device) + shift.repeat_interleave(length)
     return codes[index].long(), length
-
-
-def mask_padding(embedded: Tensor, ids: Tensor) -> Tensor:
-    """Zero the embeddings of padding, (..., D) by ids (...)."""
-    return embedded * (ids != PAD)[..., None]

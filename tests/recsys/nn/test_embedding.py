@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recsys.nn.embedding import FeatureEncoder, mask_padding, table_name, take_lists
+from recsys.nn.embedding import FeatureEncoder, table_name, take_lists
 from recsys.schema import Feature
 
 FEATURES = (
@@ -123,9 +123,3 @@ def test_lists_are_taken_in_the_order_asked() -> None:
     nothing, no_length = take_lists(codes, offsets, torch.tensor([1, 1]))
     assert nothing.tolist() == []
     assert no_length.tolist() == [0, 0]
-
-
-def test_padding_is_masked_to_zero() -> None:
-    x = torch.ones(2, 2, 3)
-    masked = mask_padding(x, torch.tensor([[5, 0], [1, 2]]))
-    assert masked.sum(-1).tolist() == [[3.0, 0.0], [3.0, 3.0]]
