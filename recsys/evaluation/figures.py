@@ -115,7 +115,8 @@ def step_bars(report: Report) -> Figure | None:
             axes.bar(x, found.mean, color=colour, alpha=1.0 if head.is_answer else 0.55, width=0.7)
             axes.errorbar(x, found.mean, _error(found), color="black", capsize=3, linewidth=1)
         names = [f"{h.scorer}\n{h.head}" if several else h.head for h in models]
-        axes.set_xticks(range(len(models)), names, fontsize=8)
+        slant = {"rotation": 35, "ha": "right"} if len(models) > 4 else {}
+        axes.set_xticks(range(len(models)), names, fontsize=8, **slant)
         if baselines:
             best = max(baselines, key=lambda head: head.metrics[metric].mean)
             axes.axhline(best.metrics[metric].mean, color="#555555", linestyle="--", linewidth=1)
