@@ -32,6 +32,8 @@ class ItemOptions(Protocol):
     @property
     def text_width(self) -> int: ...  # noqa: D102
     @property
+    def text_model(self) -> str | None: ...  # noqa: D102
+    @property
     def coarse(self) -> Coarse: ...  # noqa: D102
     @property
     def num_coarse(self) -> int: ...  # noqa: D102
@@ -148,13 +150,15 @@ def make_items(
 def _text_vectors(
     table: StaticTable, name: str, rows: npt.NDArray[np.int64], options: ItemOptions
 ) -> npt.NDArray[np.float32]:
-    from recsys.data.text import text_vectors  # scikit-learn is slow to import
+    from recsys.data.text import TransformerTextEncoder, text_vectors  # slow to import
 
     texts = [*table.texts(name), ""]
-    vectors = np.asarray(
-        text_vectors([texts[r] for r in rows], width=options.text_width, seed=options.seed),
-        np.float32,
-    )
+    of_items = [texts[r] for r in rows]
+    if options.text_model is not None:
+        vectors = TransformerTextEncoder(options.text_model)(of_items)
+    else:
+        vectors = text_vectors(of_items, width=options.text_width, seed=options.seed)
+    vectors = np.array(vectors, np.float32)
     vectors[:FIRST_ID] = 0
     return vectors
 

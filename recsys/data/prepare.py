@@ -81,7 +81,9 @@ class PrepareConfig:
     text_features: tuple[str, ...] = ()
     """Declared item columns to turn into frozen text vectors."""
     text_width: int = 64
-    """Length of a text vector."""
+    """Length of a text vector; a text_model has its own."""
+    text_model: str | None = None
+    """A transformers encoder for texts, a local folder or a hub name; None = TF-IDF and SVD."""
     coarse: Coarse = "auto"
     """What an item's coarse code is: a category, or a cluster of text or co-occurrence vectors."""
     num_coarse: int = 0

@@ -1,11 +1,17 @@
 """Text vectors: the default and the transformer encoder."""
 
 import os
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from recsys.data.dataset import PreparedDataset
+from recsys.data.prepare import PrepareConfig, prepare
 from recsys.data.text import TransformerTextEncoder, text_vectors, unit_rows
+from recsys.schema import ColumnSpec, SplitSpec
 
 
 def test_texts_that_share_words_are_alike_and_others_are_not() -> None:
@@ -113,3 +119,36 @@ def test_pickled_weights_are_refused(tiny_bert: str, tmp_path) -> None:
 def test_sizes_of_the_transformer_encoder_are_checked(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} \(0\)"):
         TransformerTextEncoder("anything", **{name: 0})
+
+
+def test_prepare_takes_a_transformers_encoder_for_declared_texts(
+    tiny_bert: str, tmp_path: Path
+) -> None:
+    words = pa.table({"item_id": ["i0", "i1", "i2"], "text": ["red hat", "blue scarf", None]})
+    pq.write_table(words, tmp_path / "items.parquet")
+    pq.write_table(
+        pa.table(
+            {"user_id": ["u"] * 4, "item_id": ["i0", "i1", "i2", "i0"], "timestamp": [*range(1, 5)]}
+        ),
+        tmp_path / "events.parquet",
+    )
+    manifest = prepare(
+        PrepareConfig(
+            events=(str(tmp_path / "events.parquet"),),
+            items=(str(tmp_path / "items.parquet"),),
+            out=tmp_path / "out",
+            columns=ColumnSpec(item_features=("text",), behavior=None),
+            split=SplitSpec(kind="leave_one_out"),
+            text_features=("text",),
+            text_model=tiny_bert,
+            coarse="none",
+        )
+    )
+    (feature,) = manifest.item_features
+    assert (feature.kind, feature.width) == ("text", 8)
+    catalogue = PreparedDataset(tmp_path / "out").catalogue
+    expected = TransformerTextEncoder(tiny_bert)(["red hat", "blue scarf"])
+    for name, vector in zip(("i0", "i1"), expected, strict=True):
+        found = catalogue.values["text"][catalogue.index[name]].numpy()
+        np.testing.assert_allclose(found, vector, atol=1e-6)
+    assert not catalogue.values["text"][catalogue.index["i2"]].any()
