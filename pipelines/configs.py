@@ -68,11 +68,7 @@ def ml_1m_steps() -> RunConfig:
 
     The best way to train steps so far: on ML-1M they end above the prefix head only this way.
     """
-    run = ml_1m()
-    objective = ObjectiveConfig(prefix_weight=0.0)
-    optimizer = OptimizerConfig(lr=1e-3, weight_decay=0.01)
-    train = replace(run.train, epochs=5, validate_every=1, objective=objective, optimizer=optimizer)
-    return replace(run, train=train)
+    return steps_only(ml_1m(), epochs=5)
 
 
 def beauty() -> RunConfig:
@@ -96,6 +92,11 @@ def beauty_prefix() -> RunConfig:
     return prefix_only(beauty())
 
 
+def beauty_steps() -> RunConfig:
+    """Two reasoning steps on a trained beauty-prefix model (--warm-start), which stays as it is."""
+    return steps_only(beauty(), epochs=8)
+
+
 def prefix_only(run: RunConfig) -> RunConfig:
     """A run without its reasoner: the prefix head alone."""
     return replace(
@@ -106,6 +107,16 @@ def prefix_only(run: RunConfig) -> RunConfig:
     )
 
 
+def steps_only(run: RunConfig, *, epochs: int) -> RunConfig:
+    """A run that trains the reasoner alone, on a prefix head trained before."""
+    objective = ObjectiveConfig(prefix_weight=0.0)
+    optimizer = OptimizerConfig(lr=1e-3, weight_decay=0.01)
+    train = replace(
+        run.train, epochs=epochs, validate_every=1, objective=objective, optimizer=optimizer
+    )
+    return replace(run, train=train)
+
+
 RUNS: Final[dict[str, Callable[[], RunConfig]]] = {
     "default": default,
     "demo": demo,
@@ -114,5 +125,6 @@ RUNS: Final[dict[str, Callable[[], RunConfig]]] = {
     "ml-1m-steps": ml_1m_steps,
     "beauty": beauty,
     "beauty-prefix": beauty_prefix,
+    "beauty-steps": beauty_steps,
 }
 """Name on the command line → the function that builds the run."""

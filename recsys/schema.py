@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from recsys.types import FIRST_BEHAVIOR
+
 FORMAT_VERSION = 1
 """Of the prepared data set; a reader refuses any other."""
 
@@ -116,6 +118,27 @@ class Manifest:
     """Events by part and by behavior, users without training events, unknown items, drift."""
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every other file of the data set, by relative path."""
+
+    def codes_at_least(self, behavior: str | None) -> tuple[int, ...]:
+        """Codes of a behavior and of the funnel's stronger ones.
+
+        Args:
+            behavior: Its name; None stands for all behaviors.
+
+        Returns:
+            Codes, in the order of the names; those that no event had are left out.
+
+        Example:
+            >>> log = Manifest(behaviors=("click", "order", "like"), funnel=("click", "order"))
+            >>> log.codes_at_least("click"), log.codes_at_least("like"), log.codes_at_least(None)
+            ((3, 4), (5,), (3, 4, 5))
+        """
+        wanted = self.behaviors if behavior is None else (behavior,)
+        if behavior in self.funnel:
+            wanted = self.funnel[self.funnel.index(behavior) :]
+        return tuple(
+            code for code, name in enumerate(self.behaviors, FIRST_BEHAVIOR) if name in wanted
+        )
 
     @property
     def tasks(self) -> tuple[str, ...]:

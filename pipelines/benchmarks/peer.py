@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import peer_rectools
 from pipelines.benchmarks.figures import Record
 from pipelines.benchmarks.process import Command, Finished, finish
 from pipelines.benchmarks.setting import Log, Setting, as_flags
@@ -85,7 +84,8 @@ class Peer:
         config |= {"threads": self.record.setting.threads}
         arguments: Command = [
             self.python,
-            Path(peer_rectools.__file__).resolve(),
+            "-m",
+            "pipelines.peer_rectools",
             *as_flags(config),
         ]
         self.finish(arguments, show=mode == "quality")

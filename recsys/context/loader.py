@@ -19,7 +19,7 @@ from recsys.context.config import ContextConfig
 from recsys.context.history import Window
 from recsys.data.dataset import Histories, PreparedDataset
 from recsys.schema import Manifest
-from recsys.types import FIRST_BEHAVIOR, PAD, UNKNOWN
+from recsys.types import PAD, UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +152,8 @@ def next_of_tasks(
     if not manifest.tasks:
         place = at
         found.append(torch.where(is_real & (place < end), item[place.clamp(max=len(item) - 1)], 0))
-    for task in range(len(manifest.tasks)):
-        codes = [manifest.behaviors.index(b) + FIRST_BEHAVIOR for b in manifest.funnel[task:]]
-        places = bucket.places_of(tuple(codes))
+    for task in manifest.tasks:
+        places = bucket.places_of(manifest.codes_at_least(task))
         index = torch.searchsorted(places, at)
         place = torch.cat((places, torch.tensor([len(item)])))[index]
         inside = is_real & (place < end)
@@ -216,13 +215,7 @@ def _targets(bucket: Histories, manifest: Manifest, part: str) -> tuple[Tensor, 
     ordinal = torch.arange(len(row)) - (count.cumsum(0) - count).repeat_interleave(count)
     place = low[row] + ordinal
     if manifest.target_behavior is not None:
-        names = manifest.funnel if manifest.target_behavior in manifest.funnel else ()
-        wanted = names[names.index(manifest.target_behavior) :] if names else ()
-        codes = [
-            manifest.behaviors.index(b) + FIRST_BEHAVIOR
-            for b in wanted or (manifest.target_behavior,)
-            if b in manifest.behaviors
-        ]
+        codes = manifest.codes_at_least(manifest.target_behavior)
         behavior = bucket.events["behavior"].values[bucket.offsets[row] + place]
         kept = torch.isin(behavior, torch.tensor(codes, dtype=behavior.dtype))
         row, place = row[kept], place[kept]

@@ -268,3 +268,24 @@ class PreparedDataset:
         """Feature (``item.x``, ``user.x``, ``event.x``) → values in code order, from code 2 on."""
         found: dict[str, list[str]] = read_json(self.path / "vocabularies.json")
         return found
+
+    def training_events(self, *names: str) -> tuple[np.ndarray, ...]:
+        """Copy the training events into memory, users in order, chronological inside each.
+
+        Args:
+            *names: Event columns, such as ``item``.
+
+        Returns:
+            The number of each event's user, counted through the buckets, then the columns: flat
+            int64 arrays of equal length.
+        """
+        parts, before = [], 0
+        for bucket in self.buckets:
+            offsets, keep = bucket.offsets.numpy(), bucket.train_end.numpy()
+            user = np.repeat(np.arange(bucket.num_users), keep)
+            first = np.cumsum(keep) - keep
+            index = np.arange(len(user)) - first[user] + offsets[:-1][user]
+            columns = [bucket.events[n].values.numpy()[index].astype(np.int64) for n in names]
+            parts.append((user + before, *columns))
+            before += bucket.num_users
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

@@ -18,7 +18,7 @@ from recsys.batch import EvaluationBatch, History
 from recsys.data.cooccurrence import cooccurrence
 from recsys.data.dataset import PreparedDataset
 from recsys.schema import Manifest
-from recsys.types import FIRST_BEHAVIOR, FIRST_ID
+from recsys.types import FIRST_ID
 
 BaselineName = Literal["popular", "popular_recent", "last_item", "item_knn"]
 BASELINES: tuple[BaselineName, ...] = ("popular", "popular_recent", "last_item", "item_knn")
@@ -55,44 +55,15 @@ class TrainingEvents:
         Returns:
             Its training events.
         """
-        parts: list[tuple[Ints, Ints, Ints, NDArray[np.int64]]] = []
-        before = 0
-        for bucket in dataset.buckets:
-            offsets, keep = bucket.offsets.numpy(), bucket.train_end.numpy()
-            user = np.repeat(np.arange(bucket.num_users), keep)
-            start = np.cumsum(keep) - keep
-            index = np.arange(int(keep.sum())) - np.repeat(start, keep) + offsets[:-1][user]
-            columns = [
-                bucket.events[name].values.numpy()[index].astype(np.int64)
-                for name in ("item", "timestamp", "behavior")
-            ]
-            parts.append((user + before, columns[0], columns[1], columns[2]))
-            before += bucket.num_users
-        user, item, timestamp, behavior = (np.concatenate(c) for c in zip(*parts, strict=True))
+        user, item, timestamp, behavior = dataset.training_events("item", "timestamp", "behavior")
+        wanted = dataset.manifest.codes_at_least(dataset.manifest.target_behavior)
         return TrainingEvents(
             user=user,
             item=item,
             timestamp=timestamp,
-            is_target=np.isin(behavior, target_codes(dataset.manifest)),
+            is_target=np.isin(behavior, wanted),
             manifest=dataset.manifest,
         )
-
-
-def target_codes(manifest: Manifest) -> list[int]:
-    """Behavior codes that are asked for: the target behavior and the funnel's stronger ones.
-
-    Args:
-        manifest: Of the data set.
-
-    Returns:
-        Codes; all of them where no target behavior is declared.
-    """
-    wanted = set(manifest.behaviors)
-    if manifest.target_behavior is not None:
-        wanted = {manifest.target_behavior}
-        if manifest.target_behavior in manifest.funnel:
-            wanted = set(manifest.funnel[manifest.funnel.index(manifest.target_behavior) :])
-    return [i + FIRST_BEHAVIOR for i, name in enumerate(manifest.behaviors) if name in wanted]
 
 
 def fit_baselines(

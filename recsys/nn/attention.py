@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recsys.nn.mask import causal_visible
+
 
 def prefix_attention(
     q_BHTd: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, bias: Tensor | None = None
@@ -25,9 +27,9 @@ def prefix_attention(
     """
     if bias is None:
         return F.scaled_dot_product_attention(q_BHTd, k_BHTd, v_BHTd, is_causal=True)
-    hidden = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).triu(1)
+    visible = causal_visible(q_BHTd.shape[-2], bias.device)
     return F.scaled_dot_product_attention(
-        q_BHTd, k_BHTd, v_BHTd, attn_mask=bias.masked_fill(hidden, -math.inf)
+        q_BHTd, k_BHTd, v_BHTd, attn_mask=bias.masked_fill(~visible, -math.inf)
     )
 
 

@@ -1,7 +1,7 @@
 """Rotary positions: a query and a key see how far apart they are, not where they are.
 
 Neighbouring numbers of a head are the real and imaginary part of one complex number, and a position
-is a turn: one complex product for queries and keys together, five times as fast on a CPU as cosines
+is a turn: one complex product for queries and keys together, four times as fast on a CPU as cosines
 and sines over halves.
 """
 

@@ -66,15 +66,11 @@ class TransformerLayer(nn.Module):
 
         ``position`` is broadcast to (*, L); a prefix passes (L,), the same for every row.
         """
-        normed, width = self.attention_norm(x), x.shape[-1]
-        # Two products rather than slices of one: a slice's gradient is a copy into zeros.
-        qk = F.linear(normed, self.qkv.weight[: 2 * width])
-        v = F.linear(normed, self.qkv.weight[2 * width :])
-        qk = qk.view(*x.shape[:-1], 2, self.num_heads, -1)
-        v = v.view(*x.shape[:-1], self.num_heads, -1)
+        heads = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = heads.unbind(-3)  # (*, L, 3, H, d) → three of (*, L, H, d)
         if self.rotary:
-            qk = rotate(qk, rotary_turns(position, qk.shape[-1])[..., None, None, :])
-        q, k = qk.unbind(-3)
+            turns = rotary_turns(position, heads.shape[-1])[..., None, None, :]
+            q, k = rotate(heads[..., :2, :, :], turns).unbind(-3)
         return q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2)
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def graph_teacher(dataset: PreparedDataset, num_neighbours: int = 10) -> Teacher
         ManCAR (2602.20093) constrains steps by a co-occurrence graph; here the target's own
         neighbours share its credit.
     """
-    user, item = training_events(dataset)
+    user, item = dataset.training_events("item")
     graph = cooccurrence(
         user, item, num_items=dataset.catalogue.num_items, num_neighbours=num_neighbours
     )
@@ -57,24 +57,3 @@ def graph_teacher(dataset: PreparedDataset, num_neighbours: int = 10) -> Teacher
     total = weights.sum(axis=1, keepdims=True)
     shares = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
     return Teacher(torch.from_numpy(neighbours), torch.from_numpy(shares))
-
-
-def training_events(dataset: PreparedDataset) -> tuple[np.ndarray, np.ndarray]:
-    """User number and item of every training event, users in order, chronological inside each.
-
-    Args:
-        dataset: The prepared data set.
-
-    Returns:
-        Two flat int64 arrays of equal length.
-    """
-    users, items, base = [], [], 0
-    for bucket in dataset.buckets:
-        length = bucket.offsets[1:] - bucket.offsets[:-1]
-        row = torch.arange(bucket.num_users).repeat_interleave(length)
-        place = torch.arange(len(row)) - bucket.offsets[:-1].repeat_interleave(length)
-        kept = place < bucket.train_end[row]
-        users.append(row[kept] + base)
-        items.append(bucket.events["item"].values[: len(row)][kept].long())
-        base += bucket.num_users
-    return torch.cat(users).numpy(), torch.cat(items).numpy()

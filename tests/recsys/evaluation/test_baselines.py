@@ -18,7 +18,6 @@ from recsys.evaluation.baselines import (
     last_items,
     popularity,
     recent_popularity,
-    target_codes,
 )
 from recsys.evaluation.run import evaluate
 from recsys.schema import Manifest, SplitSpec
@@ -149,9 +148,9 @@ def test_target_codes_hold_the_target_and_stronger_behaviors() -> None:
     manifest = Manifest(
         behaviors=("view", "click", "order"), funnel=("click", "order"), target_behavior="click"
     )
-    assert target_codes(manifest) == [4, 5]
-    assert target_codes(Manifest(behaviors=("view",), target_behavior="view")) == [3]
-    assert target_codes(Manifest(behaviors=("view", "click"))) == [3, 4]
+    assert manifest.codes_at_least(manifest.target_behavior) == (4, 5)
+    assert Manifest(behaviors=("view",)).codes_at_least("view") == (3,)
+    assert Manifest(behaviors=("view", "click")).codes_at_least(None) == (3, 4)
 
 
 def test_training_events_of_a_data_set_are_those_before_the_split(prepared: Path) -> None:

@@ -7,7 +7,7 @@ from tiny_world import User, write_dataset
 
 from recsys.data.cooccurrence import cooccurrence
 from recsys.data.dataset import PreparedDataset
-from recsys.training.build import build_objective, graph_teacher, training_events
+from recsys.training.build import build_objective, graph_teacher
 from recsys.training.objective import ObjectiveConfig
 
 
@@ -19,7 +19,7 @@ def test_training_events_are_those_before_each_users_cut_in_order(tmp_path: Path
         User(item=[3, 3], train_end=2),
     ]
     dataset = write_dataset(tmp_path, users, num_trained=6, buckets=(2, 0, 2))
-    user, item = training_events(dataset)
+    user, item = dataset.training_events("item")
     assert user.tolist() == [0, 0, 0, 2, 3, 3]
     assert item.tolist() == [2, 3, 4, 7, 3, 3]
 
@@ -27,7 +27,7 @@ def test_training_events_are_those_before_each_users_cut_in_order(tmp_path: Path
 def test_a_planted_future_changes_no_training_event(tmp_path: Path) -> None:
     one = write_dataset(tmp_path / "a", [User(item=[2, 3, 4], train_end=2)], num_trained=3)
     other = write_dataset(tmp_path / "b", [User(item=[2, 3, 2], train_end=2)], num_trained=3)
-    for a, b in zip(training_events(one), training_events(other), strict=True):
+    for a, b in zip(one.training_events("item"), other.training_events("item"), strict=True):
         assert np.array_equal(a, b)
 
 
@@ -36,7 +36,7 @@ def test_teacher_rows_are_the_graphs_neighbours_strongest_first_as_shares(
     toy: PreparedDataset, num_neighbours: int
 ) -> None:
     teacher = graph_teacher(toy, num_neighbours)
-    user, item = training_events(toy)
+    user, item = toy.training_events("item")
     graph = cooccurrence(user, item, num_items=14, num_neighbours=num_neighbours).toarray()
     assert teacher.neighbours.shape == teacher.weights.shape == (14, num_neighbours)
     for row in range(14):
