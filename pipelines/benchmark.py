@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from pipelines.benchmarks.ablation import AblationBenchmark, benchmark_ablation
 from pipelines.benchmarks.evaluate import EvaluateBenchmark, benchmark_evaluate
 from pipelines.benchmarks.latency import LatencyBenchmark, benchmark_latency
 from pipelines.benchmarks.prepare import PrepareBenchmark, benchmark_prepare
@@ -52,6 +53,11 @@ def quality(setting: Whole, config: Annotated[QualityBenchmark, tyro.conf.arg(na
     benchmark_quality(setting, config)
 
 
+def ablation(config: Annotated[AblationBenchmark, tyro.conf.arg(name="")]) -> None:
+    """Train the rows of the paper's tables 3-6 on one log and compare them; hours."""
+    benchmark_ablation(config)
+
+
 SPEED: dict[str, Callable[[Setting], Any]] = {
     "latency": lambda setting: benchmark_latency(setting, LatencyBenchmark()),
     "evaluate": lambda setting: benchmark_evaluate(setting, EvaluateBenchmark()),
@@ -81,7 +87,7 @@ def everything(setting: Whole, *, skip: tuple[str, ...] = ()) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the job with command line arguments."""
     jobs: dict[str, Callable[..., None]] = {
-        f.__name__: f for f in (prepare, train, evaluate, score, latency, quality)
+        f.__name__: f for f in (prepare, train, evaluate, score, latency, quality, ablation)
     }
     tyro.extras.subcommand_cli_from_dict(
         {**jobs, "all": everything}, prog="python -m pipelines benchmark", args=argv

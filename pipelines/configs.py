@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from recsys.context.config import ContextConfig
-from recsys.model.config import EncoderConfig, ReasonerConfig
+from recsys.model.config import BackboneConfig, EncoderConfig, RankerConfig, ReasonerConfig
 from recsys.training.loop import TrainConfig
 from recsys.training.objective import ObjectiveConfig
 from recsys.training.optim import OptimizerConfig
@@ -20,7 +20,9 @@ class RunConfig:
     """A whole training run, data apart."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     reasoner: ReasonerConfig = field(default_factory=ReasonerConfig)
+    ranker: RankerConfig = field(default_factory=RankerConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     answer: Literal["best", "last"] = "best"

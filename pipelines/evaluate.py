@@ -1,12 +1,13 @@
 """Models and baselines → how good they are: report.json, report.md, figures, ranks.parquet.
 
 python -m pipelines evaluate --model runs/demo/model --data data/demo/prepared --out runs/demo/eval
+python -m pipelines evaluate --stage ranking --ranking.calibrate --model runs/demo/model …
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -17,11 +18,15 @@ from recsys.evaluation import compare as reports
 from recsys.evaluation.job import report_on
 from recsys.evaluation.markdown import difference_rows, summary_rows
 from recsys.evaluation.models import EvaluationConfig
+from recsys.evaluation.ranking_job import RankingConfig, report_on_ranking
+from recsys.evaluation.ranking_report import ranking_rows
 
 
 def run(
     config: Annotated[EvaluationConfig, tyro.conf.arg(name="")],
+    ranking: RankingConfig,
     *,
+    stage: Literal["retrieval", "ranking"] = "retrieval",
     model: tyro.conf.UseAppendAction[tuple[Path, ...]] = (),
     data: Path | None = None,
     out: Path | None = None,
@@ -31,8 +36,12 @@ def run(
 ) -> int:
     """Rank every target among the whole catalogue; intervals, differences, slices, baselines.
 
+    With --stage ranking: score the candidates of lists, shown or retrieved, task by task.
+
     Args:
         config: How.
+        ranking: How the ranking stage is tested.
+        stage: Which one to test.
         model: Folder of a model; may be given several times, then they are compared.
         data: Prepared data set that the models were trained on.
         out: Folder for the report.
@@ -52,12 +61,17 @@ def run(
     if data is None or out is None:
         print("--data DIR and --out DIR are required, or --compare A B.", file=sys.stderr)
         return 2
+    common = {"replicates": replicates, "seed": seed}
     with bars() as progress:
-        report = report_on(
-            model, data, out, config, replicates=replicates, seed=seed, progress=progress
-        )
-    title = f"{report.protocol.part}, {report.counts['users']:,} users; report: {out}/report.md"
-    show(title, *summary_rows(report))
+        if stage == "ranking":
+            ranked = report_on_ranking(
+                model, data, out, config, ranking, progress=progress, **common
+            )
+            rows, users = ranking_rows(ranked), ranked.counts["users"]
+        else:
+            report = report_on(model, data, out, config, progress=progress, **common)
+            rows, users = summary_rows(report), report.counts["users"]
+    show(f"{config.part}, {users:,} users; report: {out}/report.md", *rows)
     return 0
 
 

@@ -4,32 +4,15 @@ python -m pipelines prepare --events data/demo/events.parquet --out data/demo/pr
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from pipelines.console import bars, table
+from pipelines.pseudonyms import Pseudonyms
 from recsys.data.prepare import PrepareConfig, prepare
-from recsys.privacy.pseudonymise import Pseudonymiser, read_key
 from recsys.schema import Manifest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pseudonyms:
-    """Where the secret key for user pseudonyms is; none = ids stay as they are."""
-
-    key_file: Path | None = None
-    """File that holds the key."""
-    key_variable: str | None = None
-    """Environment variable that holds the key."""
-
-    def build(self) -> Pseudonymiser | None:
-        """Make the pseudonymiser, if a key is named."""
-        if self.key_file is None and self.key_variable is None:
-            return None
-        return Pseudonymiser(read_key(file=self.key_file, variable=self.key_variable))
 
 
 def run(
@@ -57,6 +40,13 @@ def report(manifest: Manifest, out: Path, seconds: float) -> list[tuple[str, str
         ("train / valid / test", " / ".join(f"{counts[f'events.{p}']:,}" for p in parts)),
         ("on unknown items", f"{counts['events.unknown_item']:,}"),
     ]  # fmt: skip
+    if "impressions.rows_in" in counts:
+        left = {n.rpartition(".")[2]: c for n, c in counts.items() if ".rejected." in n}
+        lines += [
+            ("lists shown", f"{manifest.num_impressions:,}, {counts['impressions.items']:,} items"),
+            ("rows of them in", f"{counts['impressions.rows_in']:,}"),
+            ("rejected of them", ", ".join(f"{n} {c:,}" for n, c in left.items()) or "0"),
+        ]  # fmt: skip
     one, two, split = manifest.validation_time, manifest.test_time, "leave-one-out"
     if one is not None and two is not None:
         split = f"validation from {_moment(one)}, test from {_moment(two)} (UTC)"
@@ -64,7 +54,7 @@ def report(manifest: Manifest, out: Path, seconds: float) -> list[tuple[str, str
     units = {n.removeprefix("files.timestamp_"): c for n, c in counts.items() if "timestamp_" in n}
     times = ", ".join(f"{u} in {number} file(s)" for u, number in units.items()) or "none"
     lines.append(("times read as", times))
-    if manifest.rejects:
+    if any(name.startswith("rejects/") for name in manifest.hashes):
         lines.append(("rejects", str(out / "rejects")))
     return [*lines, ("seconds", f"{seconds:.1f}"), ("written to", str(out))]
 

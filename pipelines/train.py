@@ -15,6 +15,8 @@ from pipelines.configs import RUNS, RunConfig
 from pipelines.console import table
 from pipelines.provenance import write_provenance
 from recsys.config import to_dict
+from recsys.context.anchors import AnchorReader
+from recsys.context.descriptors import situation_features
 from recsys.context.loader import TrainingBatches, evaluation_batches
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.run import evaluate
@@ -22,6 +24,7 @@ from recsys.evaluation.scorers import ModelScorer
 from recsys.model.config import DataSizes, RecommenderConfig
 from recsys.model.onepiece import OnePiece
 from recsys.model.save import save_pretrained
+from recsys.schema import Manifest
 from recsys.training.build import build_objective
 from recsys.training.loop import TrainResult, train
 from recsys.training.seed import keep_freed_memory, seed_everything
@@ -55,14 +58,12 @@ def run_training(run: RunConfig, paths: Paths) -> TrainResult:
     prepare_folder(paths)
     keep_freed_memory()
     dataset = PreparedDataset(paths.data)
-    encoder = replace(run.encoder, max_history=run.context.max_history)
-    sizes = DataSizes.of(dataset.manifest)
-    config = RecommenderConfig(data=sizes, encoder=encoder, reasoner=run.reasoner)
+    config = model_config(run, dataset.manifest)
+    anchors = AnchorReader.open(dataset.path, run.context) if run.context.anchors else None
     seed_everything(run.train.seed)
     model = OnePiece(config, dataset.catalogue)
-    moments = None
     if paths.warm_start is not None:
-        moments = grow_from(model, dataset, paths.warm_start).moments
+        grow_from(model, dataset, paths.warm_start)
     write_provenance(paths.out, {"run": to_dict(run), "data": dataset.manifest.hashes})
     asked = list(
         evaluation_batches(
@@ -71,6 +72,7 @@ def run_training(run: RunConfig, paths: Paths) -> TrainResult:
             part="validation",
             batch_size=256,
             max_users=run.validation_users,
+            anchors=anchors,
         )
     )
 
@@ -89,15 +91,46 @@ def run_training(run: RunConfig, paths: Paths) -> TrainResult:
 
     return train(
         model,
-        TrainingBatches(dataset, run.context, rows=run.train.batch_rows, seed=run.train.seed),
-        build_objective(run.train.objective, dataset),
+        TrainingBatches(
+            dataset,
+            run.context,
+            rows=run.train.batch_rows,
+            seed=run.train.seed,
+            anchors=anchors,
+        ),
+        build_objective(run.train.objective, dataset, run.context),
         run.train,
         folder=paths.out,
         validate=validate,
         save_best=save_best,
         resume=paths.resume,
-        moments=moments,
         device=torch.device(paths.device),
+    )
+
+
+def model_config(run: RunConfig, manifest: Manifest) -> RecommenderConfig:
+    """What a run's model is on a data set."""
+    context = run.context
+    if (context.candidates == "none") != (run.ranker.decoder == "none"):
+        raise ValueError(
+            f"context.candidates is {context.candidates!r} and ranker.decoder "
+            f"{run.ranker.decoder!r}: a ranking stage needs both, a retriever neither."
+        )
+    if context.candidates == "impressions" and not manifest.num_impressions:
+        raise ValueError(
+            "context.candidates is 'impressions', and the data set holds none: prepare it with "
+            "--impressions, or take context.candidates 'built'."
+        )
+    return RecommenderConfig(
+        data=DataSizes.of(
+            manifest,
+            situation=situation_features(manifest, context),
+            anchor_lengths=context.anchor_lengths,
+        ),
+        encoder=replace(run.encoder, max_history=context.max_history),
+        backbone=run.backbone,
+        reasoner=run.reasoner,
+        ranker=run.ranker,
     )
 
 

@@ -78,8 +78,19 @@ class CandidateSet(_Tensors):
 
     item: Tensor
     """Internal item ids, (B, Q, G, C) int64: G groups of C; ``PAD`` where a group is short."""
-    source: Tensor | None = None
-    """Where each candidate came from, (B, Q, G, C) int64."""
+    position: Tensor | None = None
+    """Place in the list that was shown, from 1, (B, Q, G, C) int64; 0 = unknown or neutral."""
+
+    def view(self, *shape: int) -> "CandidateSet":
+        """The same in other groups."""
+        position = None if self.position is None else self.position.view(*shape)
+        return CandidateSet(self.item.view(*shape), position)
+
+    def group(self, number: int) -> "CandidateSet":
+        """One group of every request, (B, Q, 1, C)."""
+        part = slice(number, number + 1)
+        position = None if self.position is None else self.position[:, :, part]
+        return CandidateSet(self.item[:, :, part], position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +108,8 @@ class Requests(_Tensors):
     situation: dict[str, Tensor] = field(default_factory=dict)
     """Codes (B, Q) int64 or numbers (B, Q) float32 of the moment: hour, weekday, device, …"""
     anchor_item: Tensor | None = None
-    """Preference anchors, (B, Q, A) int64; ``PAD`` where a group is short."""
-    anchor_group: Tensor | None = None
-    """Group of each anchor, (A,) int64."""
+    """Preference anchors, group after group, best first inside a group, (B, Q, A) int64; ``PAD``
+    where a group is short. The groups' lengths are the model's ``data.anchor_lengths``."""
     candidates: CandidateSet | None = None
 
 
@@ -126,6 +136,9 @@ class Labels(_Tensors):
     """Item after each history token, (B, T) int64; ``PAD`` where none is supervised."""
     task_item: Tensor
     """Next item of each task after a cut, weakest first, (B, Q, S) int64; ``PAD`` = none."""
+    candidate_level: Tensor | None = None
+    """What became of each candidate, (B, Q, G, C) int64: 0 = nothing, s + 1 = task s, the strongest
+    that was reached. Labels nest, so task s is positive where the level is above s."""
 
     @property
     def num_targets(self) -> int:

@@ -12,6 +12,8 @@ USER_ID = "user_id"
 ITEM_ID = "item_id"
 TIMESTAMP = "timestamp"
 BEHAVIOR = "behavior"
+SKIP = "skip"
+"""Behavior of items that were shown and passed over, where ``negative_feedback`` is asked for."""
 SCORE_COLUMNS = (USER_ID, ITEM_ID, "rank", "score", "source")
 
 FeatureKind = Literal["categorical", "multi_hot", "numeric", "text"]
@@ -24,7 +26,8 @@ class Feature:
     name: str
     kind: FeatureKind
     rows: int = 0
-    """Values of a categorical or multi-hot column, the reserved two included; else 0."""
+    """Values of a categorical or multi-hot column, or of those that have text vectors, the reserved
+    two included; else 0."""
     width: int = 1
     """Numbers a row: 1 for numeric, the vector's length for text."""
     mean: float = 0.0
@@ -57,8 +60,43 @@ class ColumnSpec:
     """Service an event belongs to; items are then keyed by (domain, item_id)."""
     event_features: tuple[str, ...] = ()
     """Further event columns the model reads, such as ``query`` or ``device``."""
+    situation: tuple[str, ...] = ()
+    """Those of ``event_features`` that are known when the system must answer, before the item is:
+    a query, a device. The situation token reads them."""
     item_features: tuple[str, ...] = ()
     user_features: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the situation is part of what events tell."""
+        for name in self.situation:
+            if name not in self.event_features:
+                raise ValueError(
+                    f"situation ({name!r}) must be one of event_features "
+                    f"{list(self.event_features)}: its vocabulary is fitted on the events."
+                )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImpressionSpec:
+    """Which columns of a log of shown lists stand for what.
+
+    The log has a row a shown item (``request_id`` and ``item_id``) or a row a list (``item_ids``).
+    Labels are columns named as the funnel's behaviors, true where the item got that far; of a row a
+    list they are lists too. Domain and situation columns are named as in the events.
+    """
+
+    request_id: str = "request_id"
+    """Tells which rows are one list; not read where a row is a list."""
+    user_id: str = USER_ID
+    timestamp: str = TIMESTAMP
+    """When the list was shown; of its rows the earliest counts."""
+    item_id: str = ITEM_ID
+    item_ids: str = "item_ids"
+    """List of the items shown, in that order; a log that has it is a row a list."""
+    clicked_item: str = "clicked_item"
+    """The item of a list that was clicked, if any: a label where lists have no label columns."""
+    position: str = "position"
+    """Place of a shown item in its list, from 0 or from 1; optional, a list tells it itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +140,11 @@ class Manifest:
     item_features: tuple[Feature, ...] = ()
     user_features: tuple[Feature, ...] = ()
     event_features: tuple[Feature, ...] = ()
+    event_texts: tuple[Feature, ...] = ()
+    """Text vectors of the values of categorical event features, by the features' own names: of
+    kind ``text``, one vector a code (``rows``), in ``events.<name>.npy``."""
+    negative_feedback: bool = False
+    """Whether items shown and passed over are events of behavior ``SKIP``: read, never targets."""
     num_items: int = 0
     """Rows of ``items.arrow``: the two reserved ones, trained items, then untrained ones."""
     num_trained_items: int = 0
@@ -109,13 +152,16 @@ class Manifest:
     num_coarse: int = 0
     """Coarse codes of items, the two reserved ones included."""
     num_users: int = 0
+    num_impressions: int = 0
+    """Lists that were shown, in ``impressions/``."""
     num_buckets: int = 1
     rows_in: int = 0
     rows_out: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
     """Rows not used, by reason; ``rows_in = rows_out + sum(rejects)``."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Events by part and by behavior, users without training events, unknown items, drift."""
+    """Events by part and by behavior, users without training events, unknown items, drift; of
+    impressions the rows in, out and rejected, by reason."""
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every other file of the data set, by relative path."""
 
@@ -123,7 +169,7 @@ class Manifest:
         """Codes of a behavior and of the funnel's stronger ones.
 
         Args:
-            behavior: Its name; None stands for all behaviors.
+            behavior: Its name; None stands for all that may be a target: all but negative feedback.
 
         Returns:
             Codes, in the order of the names; those that no event had are left out.
@@ -133,8 +179,10 @@ class Manifest:
             >>> log.codes_at_least("click"), log.codes_at_least("like"), log.codes_at_least(None)
             ((3, 4), (5,), (3, 4, 5))
         """
-        wanted = self.behaviors if behavior is None else (behavior,)
-        if behavior in self.funnel:
+        wanted: tuple[str, ...] = () if behavior is None else (behavior,)
+        if behavior is None:
+            wanted = tuple(b for b in self.behaviors if b != SKIP or not self.negative_feedback)
+        elif behavior in self.funnel:
             wanted = self.funnel[self.funnel.index(behavior) :]
         return tuple(
             code for code, name in enumerate(self.behaviors, FIRST_BEHAVIOR) if name in wanted

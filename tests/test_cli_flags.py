@@ -9,10 +9,11 @@ import pytest
 
 import pipelines.__main__ as command_line
 from pipelines.configs import RUNS, RunConfig
-from pipelines.prepare import Pseudonyms
+from pipelines.pseudonyms import Pseudonyms
 from pipelines.train import Paths
 from recsys.data.prepare import PrepareConfig
 from recsys.evaluation.models import EvaluationConfig
+from recsys.evaluation.ranking_job import RankingConfig
 from recsys.scoring.batch import ScoreConfig
 
 
@@ -65,8 +66,15 @@ def test_every_field_of_a_jobs_config_is_a_flag(
         assert set(leaves(config)) <= found
 
 
-def test_the_key_of_pseudonyms_is_named_never_given(capsys: pytest.CaptureFixture[str]) -> None:
-    found = flags_of(help_of(capsys, "prepare"))
+def test_the_ranking_stage_has_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(leaves(RankingConfig, "ranking.")) <= flags_of(help_of(capsys, "evaluate"))
+
+
+@pytest.mark.parametrize("job", ["prepare", "score"])
+def test_the_key_of_pseudonyms_is_named_never_given(
+    capsys: pytest.CaptureFixture[str], job: str
+) -> None:
+    found = flags_of(help_of(capsys, job))
     assert {f"--pseudonymise.{name.removeprefix('--')}" for name in leaves(Pseudonyms)} <= found
     assert not {flag for flag in found if flag.endswith((".key", ".secret"))}
 

@@ -14,16 +14,22 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_world import User, tiny_config, write_dataset
+from tiny_world import User, randomise, tiny_config, write_dataset
 from torch import Tensor
 
+from recsys.batch import CandidateSet
+from recsys.context.anchors import AnchorReader
 from recsys.context.config import ContextConfig
 from recsys.context.loader import TrainingBatches, evaluation_batches
+from recsys.data.anchor_fit import fit_anchors
+from recsys.data.anchors import AnchorsConfig
 from recsys.data.dataset import PreparedDataset
-from recsys.model.config import EncoderConfig, ReasonerConfig
+from recsys.losses import softmax
+from recsys.model.config import EncoderConfig, RankerConfig, ReasonerConfig
 from recsys.model.onepiece import OnePiece
 from recsys.training import loop
 from recsys.training.build import build_objective
+from recsys.training.candidates import CandidateConfig, draw_candidates
 from recsys.training.loop import TrainConfig, train
 from recsys.training.objective import ObjectiveConfig
 from recsys.training.optim import OptimizerConfig
@@ -47,7 +53,8 @@ def look_at_model(data: PreparedDataset, tmp_path: Path, **parts: Any) -> str:
     """Outputs and gradients of one training step, with the shapes of all parameters."""
     torch.manual_seed(0)
     model = OnePiece(tiny_config(data, **parts), data.catalogue).train()
-    config = ContextConfig(max_history=12, requests_per_row=3, block_by="behavior")
+    full = model_is_full(parts)
+    config = ContextConfig(max_history=12, requests_per_row=1 if full else 3, block_by="behavior")
     batch, _ = next(TrainingBatches(data, config).epoch(0))
     torch.manual_seed(0)
     out = model(batch)
@@ -59,7 +66,13 @@ def look_at_model(data: PreparedDataset, tmp_path: Path, **parts: Any) -> str:
     return digest(named, *queries, *gradients)
 
 
+def model_is_full(parts: dict[str, Any]) -> bool:
+    return "attention" in parts.get("encoder", {})
+
+
 def look_at_encoder(data: PreparedDataset, tmp_path: Path, **values: Any) -> str:
+    if "attention" in values:  # both kinds over the only decoder that either can have
+        return look_at_model(data, tmp_path, encoder=values, reasoner={"decoder": "shared"})
     return look_at_model(data, tmp_path, encoder=values)
 
 
@@ -67,11 +80,52 @@ def look_at_reasoner(data: PreparedDataset, tmp_path: Path, **values: Any) -> st
     return look_at_model(data, tmp_path, reasoner=values)
 
 
+def look_at_ranker(data: PreparedDataset, tmp_path: Path, **values: Any) -> str:
+    """Logits and gradients of the ranking of three candidates, positions given."""
+    torch.manual_seed(0)
+    config = tiny_config(data, ranker={"decoder": "own", **values})
+    # Three tasks, and nothing that starts at zero and hides what stands behind it.
+    config = replace(config, data=replace(config.data, num_tasks=3))
+    model = OnePiece(config, data.catalogue)
+    randomise(model)
+    batch, _ = next(TrainingBatches(data, ContextConfig(requests_per_row=2)).epoch(0))
+    item = torch.arange(2, 5).expand(*batch.requests.cut.shape, 1, 3)
+    found = model.rank(model(batch), CandidateSet(item, item - 1))
+    found.logits.square().sum().backward()
+    named = [(n, p.grad is None or not p.grad.any()) for n, p in model.named_parameters()]
+    return digest(found.logits, *found.early, named)
+
+
+def look_at_candidates(data: PreparedDataset, tmp_path: Path, **values: Any) -> str:
+    torch.manual_seed(0)
+    candidates, level = draw_candidates(
+        CandidateConfig(**values),
+        query=torch.randn(4, 3, 5),
+        vectors=torch.randn(42, 5),
+        task_item=torch.randint(2, 42, (4, 3, 1)),
+        num_trained=40,
+        coarse=torch.tensor([0, 0, *([2, 3, 4, 5] * 10)]),
+        groups=2,
+        group_size=6,
+    )
+    return digest(candidates.item, level)
+
+
 def look_at_context(data: PreparedDataset, tmp_path: Path, **values: Any) -> str:
     config = ContextConfig(**values)
-    batch, labels = next(TrainingBatches(data, config).epoch(0))
-    asked = next(evaluation_batches(data, config, part="test", batch_size=99)).context
+    if "neighbours" in config.anchors and not (data.path / "anchors").exists():
+        names = AnchorsConfig(names=("neighbours",), num_bins=4)
+        fit_anchors(data.path, data.manifest, names, coarse="auto")
+    anchors = AnchorReader.open(data.path, config) if config.anchors else None
+    batch, labels = next(TrainingBatches(data, config, anchors=anchors).epoch(0))
+    asked = next(
+        evaluation_batches(data, config, part="test", batch_size=99, anchors=anchors)
+    ).context
+    read = [b.requests.anchor_item for b in (batch, asked)]
     return digest(
+        *(read if anchors else ()),
+        *(value for pair in sorted(batch.requests.situation.items()) for value in pair),
+        build_objective(ObjectiveConfig(), data, config).groups,
         *(t for h in (batch.history, asked.history) for t in (h.item, h.block, h.lengths)),
         *(batch.requests.cut, labels.next_item, labels.task_item, asked.requests.cut),
     )
@@ -79,8 +133,11 @@ def look_at_context(data: PreparedDataset, tmp_path: Path, **values: Any) -> str
 
 def look_at_objective(data: PreparedDataset, tmp_path: Path, **values: Any) -> str:
     torch.manual_seed(0)
-    model = OnePiece(tiny_config(data), data.catalogue)
-    objective = build_objective(ObjectiveConfig(**values), data)
+    ranks = "rank_weight" in values
+    ranker = {"decoder": "own"} if ranks else None
+    model = OnePiece(tiny_config(data, ranker=ranker), data.catalogue)
+    drawn = ContextConfig(candidates="built" if ranks else "none", group_size=6)
+    objective = build_objective(ObjectiveConfig(**values), data, drawn)
     batch, labels = next(TrainingBatches(data, ContextConfig(requests_per_row=3)).epoch(0))
     total, terms = objective(model, batch, labels)
     total.backward()
@@ -95,7 +152,7 @@ class Watched:
         self.inner, self.seen = inner, seen
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.seen.append((torch.backends.mkldnn.matmul.fp32_precision, kwargs))
+        self.seen.append((softmax._rounds.get(), kwargs))
         return self.inner(*args, **kwargs)
 
 
@@ -165,6 +222,7 @@ CASES: dict[type, tuple[Look, dict[str, tuple[Any, dict[str, Any]]]]] = {
             "hidden": (40, {}),
             "dropout": (0.3, {}),
             "max_history": (20, {}),
+            "attention": ("full", {"attention": "causal"}),
             "positions": ("learned", {}),
             "relative_bias": (True, {}),
             "use_behavior": (False, {}),
@@ -198,7 +256,33 @@ CASES: dict[type, tuple[Look, dict[str, tuple[Any, dict[str, Any]]]]] = {
             "block_by": ("behavior", {}),
             "session_gap_s": (100, {"block_by": "session"}),
             "requests_per_row": (2, {}),
+            "anchors": (("own",), {"max_history": 2}),
+            "anchor_length": (3, {"max_history": 2, "anchors": ("own",)}),
+            "anchor_recent": (1, {"anchors": ("neighbours",)}),
+            "situation": (("month",), {}),
+            "candidates": ("built", {}),
+            "group_size": (5, {"candidates": "built"}),
+            "groups": (2, {"candidates": "built"}),
         },
+    ),
+    RankerConfig: (
+        look_at_ranker,
+        {
+            "decoder": ("shared", {}),
+            "num_steps": (4, {}),
+            "num_layers": (2, {}),
+            "step_embedding": (False, {}),
+            "progressive": (False, {}),
+            "candidates_visible": (False, {}),
+            "read_steps": (False, {}),
+            "read_score": (False, {}),
+            "use_position": (True, {}),
+            "isolated": (False, {}),
+        },
+    ),
+    CandidateConfig: (
+        look_at_candidates,
+        {"hard_share": (0.25, {}), "category_share": (0.5, {}), "hard_top": (7, {})},
     ),
     ObjectiveConfig: (
         look_at_objective,
@@ -214,6 +298,9 @@ CASES: dict[type, tuple[Look, dict[str, tuple[Any, dict[str, Any]]]]] = {
             "temperature": (0.5, {}),
             "contrast_temperature": (0.5, {"step_losses": ("i2u",)}),
             "teacher_weight": (0.5, {}),
+            "rank_weight": (0.5, {"rank_weight": 1.0}),
+            "set_weight": (0.5, {"rank_weight": 1.0}),
+            "candidates": (CandidateConfig(hard_share=0.9, category_share=0), {"rank_weight": 1.0}),
         },
     ),
     OptimizerConfig: (

@@ -17,8 +17,16 @@ from torch import Tensor
 
 from recsys.batch import ContextBatch, History, Requests
 from recsys.config import write_json
+from recsys.context.config import ContextConfig
+from recsys.context.descriptors import situation_features
 from recsys.data.dataset import PreparedDataset
-from recsys.model.config import DataSizes, EncoderConfig, ReasonerConfig, RecommenderConfig
+from recsys.model.config import (
+    DataSizes,
+    EncoderConfig,
+    RankerConfig,
+    ReasonerConfig,
+    RecommenderConfig,
+)
 from recsys.model.onepiece import OnePiece
 from recsys.nn.embedding import FeatureEncoder
 from recsys.schema import Feature, Manifest, SplitSpec
@@ -248,13 +256,20 @@ def tiny_config(
     *,
     encoder: dict[str, Any] | None = None,
     reasoner: dict[str, Any] | None = None,
+    ranker: dict[str, Any] | None = None,
+    anchor_lengths: tuple[int, ...] = (),
 ) -> RecommenderConfig:
     """Width 8, two layers; embeddings large enough that everything shows."""
     sizes = {"width": 8, "num_heads": 2, "max_history": 12, "dropout": 0.0, "init_std": 0.5}
     return RecommenderConfig(
-        data=DataSizes.of(dataset.manifest),
+        data=DataSizes.of(
+            dataset.manifest,
+            situation=situation_features(dataset.manifest, ContextConfig()),
+            anchor_lengths=anchor_lengths,
+        ),
         encoder=EncoderConfig(**{**sizes, "feature_width": 4, **(encoder or {})}),
         reasoner=ReasonerConfig(**{"zero_init": False, "isolated": False, **(reasoner or {})}),
+        ranker=RankerConfig(**(ranker or {})),
     )
 
 
@@ -316,7 +331,11 @@ def random_context(
         is_real=torch.ones_like(cut, dtype=torch.bool),
         timestamp=time.gather(1, (cut - 1).clamp(min=0)) + draw(1, HOUR, asked),
         gap=draw(0, 20, asked),
-        situation={"hour": draw(1, 25, asked), "weekday": draw(1, 8, asked)},
+        situation={
+            "hour": draw(1, 25, asked),
+            "weekday": draw(1, 8, asked),
+            "gap": draw(0, 20, asked),
+        },
     )
     return ContextBatch(history, requests)
 

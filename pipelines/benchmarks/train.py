@@ -31,7 +31,7 @@ from recsys.context.loader import TrainingBatches
 from recsys.data.dataset import PreparedDataset
 from recsys.training.build import build_objective
 from recsys.training.optim import build_optimizer
-from recsys.training.seed import Precision, keep_freed_memory, set_precision
+from recsys.training.seed import Precision, in_precision, keep_freed_memory
 from recsys.types import PAD
 
 Batch = tuple[ContextBatch, Labels]
@@ -111,15 +111,14 @@ def benchmark_train(setting: Setting, config: TrainBenchmark) -> dict[str, Any]:
     rows: Rows = [("log", ", ".join(f"{k} {v}" for k, v in log.facts.items()))]
     peer = Peer.of(setting, record) if config.peer else None
     for precision in config.precisions:
-        set_precision(precision)
         found: dict[str, Any] = {}
-        if peer is not None:
-            found["against_peer"] = against_peer(setting, config, log, run, precision, peer)
-            rows += _peer_rows(precision, found["against_peer"])
-        found["reasoning"] = reasoning(setting, config, log, run)
+        with in_precision(precision):
+            if peer is not None:
+                found["against_peer"] = against_peer(setting, config, log, run, precision, peer)
+                rows += _peer_rows(precision, found["against_peer"])
+            found["reasoning"] = reasoning(setting, config, log, run)
         rows += _reasoning_rows(precision, found["reasoning"])
         results[precision] = found
-    set_precision("float32")
     record.save(results, rows)
     return results
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from recsys.cascade.retrieve import SOURCES, Ranking
+from recsys.cascade.lists import SOURCES, RankedLists
 from recsys.data.dataset import Catalogue
 from recsys.data.idmap import DOMAIN_SEPARATOR
 from recsys.schema import ITEM_ID, USER_ID
@@ -128,7 +128,7 @@ class ItemNames:
         """Look external ids up.
 
         Args:
-            items: External ids.
+            items: External ids; (domain, item id) where items are keyed by both.
 
         Returns:
             Internal ids of the known ones, in order, int64; and the unknown ones.
@@ -144,39 +144,45 @@ class ItemNames:
         return torch.tensor(known, dtype=torch.long), unknown
 
 
-def score_columns(user_ids: pa.Array, ranking: Ranking, names: ItemNames) -> pa.Table:
-    """Lay a ranking out as a table, a row a recommendation.
+def score_columns(
+    user_ids: pa.Array, lists: RankedLists, names: ItemNames, tasks: Sequence[str] = ()
+) -> pa.Table:
+    """Lay lists out as a table, a row a recommendation.
 
     Args:
-        user_ids: External id of each user of the ranking, (U,).
-        ranking: Of these users.
+        user_ids: External id of each user of the lists, (U,).
+        lists: Of these users.
         names: Of the items.
+        tasks: Names of the tasks of the lists' probabilities; none where nothing was ranked.
 
     Returns:
         ``user_id, item_id, rank, score, source`` (and ``domain``), users in their order, best item
         first; ids and sources dictionary-encoded where text. Places without an item have no row.
+        With tasks also ``p_<task>`` and ``retrieval_score`` before the source, null where the item
+        was not ranked or is only popular.
     """
-    ids = ranking.ids.numpy()
-    users, k = ids.shape
-    kept = ids >= 0
-    user = np.repeat(np.arange(users, dtype=np.int32), k)
-    rank = np.tile(np.arange(1, k + 1, dtype=np.int32), users)
-    source = np.repeat(ranking.is_popular.numpy().astype(np.int8), k)
-    flat = [user, ids.reshape(-1), rank, ranking.scores.numpy().reshape(-1), source]
-    if not kept.all():
-        flat = [column[kept.reshape(-1)] for column in flat]
-    user, item, rank, score, source = flat
-    named = names.columns(item)
-    return pa.table(
-        {
-            USER_ID: _encoded(pa.array(user), user_ids),
-            ITEM_ID: named.pop(ITEM_ID),
-            "rank": rank,
-            "score": score,
-            "source": pa.DictionaryArray.from_arrays(pa.array(source), list(SOURCES)),
-            **named,
-        }
-    )
+    users, k = lists.ids.shape
+    kept = (lists.ids >= 0).reshape(-1).numpy()
+
+    def flat(values: Tensor | np.ndarray) -> np.ndarray:
+        found = np.asarray(values).reshape(-1)
+        return found if kept.all() else found[kept]
+
+    named = names.columns(flat(lists.ids))
+    columns = {
+        USER_ID: _encoded(pa.array(flat(np.repeat(np.arange(users, dtype=np.int32), k))), user_ids),
+        ITEM_ID: named.pop(ITEM_ID),
+        "rank": flat(np.tile(np.arange(1, k + 1, dtype=np.int32), users)),
+        "score": flat(lists.scores),
+    }
+    for place, task in enumerate(tasks):
+        column = flat(lists.probabilities[:, :, place])
+        columns[f"p_{task}"] = pa.array(column, from_pandas=True)
+    if tasks:
+        columns["retrieval_score"] = pa.array(flat(lists.retrieval), from_pandas=True)
+    source = pa.array(flat(lists.source))
+    columns["source"] = pa.DictionaryArray.from_arrays(source, list(SOURCES))
+    return pa.table(columns | named)
 
 
 def plain(table: pa.Table) -> pd.DataFrame:

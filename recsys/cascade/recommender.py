@@ -3,12 +3,15 @@
     recommender = Recommender.from_pretrained("runs/movies/model")
     recommender.recommend(events, k=10)                        # a frame of raw events
     recommender.recommend(dataset, users=["u7", "u9"])         # users of a prepared data set
+    recommender.recommend(events, stages="retrieval")          # without the ranking stage
+    recommender.recommend(events, policy=recommender.policy(max_per_category=3))
 
 Whatever could not be used (items the model does not know, rows without an id) is warned of and
-counted in ``frame.attrs["notes"]``.
+counted in ``frame.attrs["notes"]``; what a policy did is in ``frame.attrs["policy"]``.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date, datetime
 from pathlib import Path
@@ -22,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recsys.cascade.answer import Cascade, Options, Stages
 from recsys.cascade.frames import (
     Frame,
     Item,
@@ -32,12 +36,19 @@ from recsys.cascade.frames import (
     score_columns,
 )
 from recsys.cascade.histories import Selection, User, select_frame, select_prepared, tell
-from recsys.cascade.retrieve import Candidates, Ranking, Retriever, arrange, join
+from recsys.cascade.lists import RankedLists, arrange, join
+from recsys.cascade.retrieve import Candidates, Retriever
+from recsys.cascade.rules import allowed_items, make_policy
 from recsys.config import from_dict
+from recsys.context.anchors import AnchorReader
 from recsys.context.config import ContextConfig
+from recsys.data.anchors import FOLDER as ANCHORS
 from recsys.data.dataset import Catalogue, PreparedDataset
 from recsys.model.onepiece import OnePiece
 from recsys.model.save import load_pretrained, save_pretrained
+from recsys.ranking.calibrate import Calibration, task_names
+from recsys.ranking.policy import Policy
+from recsys.retrieval.approximate import HnswConfig
 from recsys.retrieval.index import BruteForceIndex
 from recsys.schema import ITEM_ID, USER_ID, Manifest
 from recsys.types import FIRST_ID
@@ -53,8 +64,10 @@ class Recommender:
         catalogue: The items it was trained on.
         manifest: Of the data set it was trained on.
         context: How it reads histories.
-        folder: Model folder or prepared data set that holds its vocabularies.
+        folder: Model folder or prepared data set that holds its vocabularies, and the calibration
+            of its tasks where there is one.
         candidates: ``trained`` recommends items with a training event; ``all`` the others too.
+        hnsw: Search items approximately, by a graph of this size; None searches exactly.
     """
 
     def __init__(
@@ -66,6 +79,7 @@ class Recommender:
         folder: Path,
         *,
         candidates: Candidates = "trained",
+        hnsw: HnswConfig | None = None,
     ) -> None:
         self.model = model
         self.catalogue = catalogue
@@ -74,8 +88,18 @@ class Recommender:
         self.folder = Path(folder)
         device = next(model.parameters()).device
         self.retriever = Retriever(
-            model, catalogue, manifest, context, candidates=candidates, device=device
+            model,
+            catalogue,
+            manifest,
+            context,
+            candidates=candidates,
+            hnsw=hnsw,
+            anchors=AnchorReader.open(self.folder, context) if context.anchors else None,
+            device=device,
         )
+        calibration = Calibration.read(self.folder, task_names(manifest))
+        self.cascade = Cascade(self.retriever, catalogue, calibration)
+        self._index_recall: float | None = None
         self._cosine: tuple[Tensor, BruteForceIndex] | None = None
         self._cached_names: dict[bool, ItemNames] = {}
 
@@ -85,6 +109,7 @@ class Recommender:
         folder: Path | str,
         *,
         candidates: Candidates = "trained",
+        hnsw: HnswConfig | None = None,
         device: torch.device | str = "cpu",
     ) -> Self:
         """Load a model folder; nothing in it is executed.
@@ -93,6 +118,7 @@ class Recommender:
             folder: What ``save_pretrained`` wrote.
             candidates: ``trained`` recommends items with a training event; ``all`` the others
                 too, which the model knows only by their features.
+            hnsw: Search items approximately, by a graph of this size; None searches exactly.
             device: Where to compute.
 
         Returns:
@@ -103,8 +129,9 @@ class Recommender:
         """
         model, catalogue, manifest, context = load_pretrained(folder)
         config = from_dict(ContextConfig, context, where=f"{folder}/config.json context")
+        model.to(device)
         return cls(
-            model.to(device), catalogue, manifest, config, Path(folder), candidates=candidates
+            model, catalogue, manifest, config, Path(folder), candidates=candidates, hnsw=hnsw
         )
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -114,6 +141,9 @@ class Recommender:
             folder: Where; an older model there is replaced.
         """
         save_pretrained(self.model, Path(folder), self.folder, context=asdict(self.context))
+        calibration = self.cascade.calibration
+        if calibration != Calibration.identity(self.cascade.tasks):
+            calibration.save(Path(folder))
 
     def recommend(
         self,
@@ -125,6 +155,10 @@ class Recommender:
         filter_seen: bool = True,
         allow: Sequence[Item] | None = None,
         deny: Sequence[Item] | None = None,
+        stages: Stages | None = None,
+        num_candidates: int = 200,
+        final_score: str | None = None,
+        policy: Policy | None = None,
         user_features: Frame | None = None,
         batch_size: int = 256,
     ) -> pd.DataFrame:
@@ -144,50 +178,110 @@ class Recommender:
             filter_seen: Leave out items of the visible history.
             allow: External ids of the only items to recommend; None for all.
             deny: External ids of items never to recommend.
+            stages: ``retrieval`` orders by the inner product; ``cascade`` ranks the best of these.
+                None is the cascade where the model can rank.
+            num_candidates: Retrieved items that are ranked; the others follow in their order.
+            final_score: What ranked items are ordered by: a task, for its probability, or a
+                formula such as ``p_click**0.5 * p_order * price``. None is the last task.
+            policy: Rules to apply, as ``policy`` makes them.
             user_features: A row a user, where the model reads user features and ``histories`` is
                 a frame.
             batch_size: Users read at once.
 
         Returns:
             ``user_id, item_id, rank, score, source`` (and ``domain``, where items are keyed by
-            it), a row a recommendation, best first. ``source`` is ``retrieval``, with the inner
-            product as score, or ``popular``, with the number of training events. A user of whom
-            every allowed item is filtered has fewer than k rows.
+            it), a row a recommendation, best first. ``source`` is ``cascade``, with the final score
+            as score, ``retrieval``, with the inner product, or ``popular``, with the number of
+            training events. The cascade adds ``p_<task>``, the calibrated probability of each
+            task, and ``retrieval_score``. A user of whom every allowed item is filtered has fewer
+            than k rows. Of an approximate index, ``attrs["index_recall"]`` tells the share of the
+            exact top k that it found for users of the first call.
 
         Raises:
-            ValueError: If a column is missing, no allowed item is known, or ``histories`` was
-                prepared with other vocabularies.
+            ValueError: If a column is missing, no allowed item is known, ``histories`` was
+                prepared with other vocabularies, or the model cannot do what is asked.
             TypeError: If ``histories`` is neither a frame nor a data set.
         """
-        moment = moment_s(as_of)
         selection = self._select(histories, users, user_features)
         notes = selection.notes
-        allowed = self._allowed(allow, deny, notes)
-        found = [
-            self.retriever.rank(
-                bucket,
-                k,
-                rows=rows,
-                as_of=moment,
-                filter_seen=filter_seen,
-                allow=allowed,
-                batch_size=batch_size,
-            )
-            for bucket, rows in selection.parts
-        ]
+        options = Options(
+            k=k,
+            stages=stages,
+            num_candidates=num_candidates,
+            final_score=final_score,
+            policy=policy or Policy(),
+            as_of=moment_s(as_of),
+            filter_seen=filter_seen,
+            allow=allowed_items(self._names(False), allow, deny, notes),
+            anchors=self._anchors(histories),
+            batch_size=batch_size,
+        )
+        effects: Counter[str] = Counter()
+        found = []
+        for bucket, rows in selection.parts:
+            lists, told = self.cascade.answer(bucket, options, rows=rows)
+            found.append(lists)
+            effects.update(told)
         user_ids = selection.user_ids()
-        popular = self.retriever.popular(k, allowed)
-        ranking = join(found, k)
+        popular, told = self.cascade.popular(options)
+        lists = join([popular.rows(torch.arange(0)), *found])
         if users is not None:
             wanted = pa.array(list(dict.fromkeys(map(str, users))), pa.large_string())
-            ranking = arrange(ranking, pc.index_in(wanted, value_set=user_ids), popular)
+            place = pc.index_in(wanted, value_set=user_ids)
+            effects.update({name: count * place.null_count for name, count in told.items()})
+            lists = arrange(lists, place, popular)
             user_ids = wanted
-        notes["users_without_known_history"] = int(ranking.is_popular.sum())
+        notes["users_without_known_history"] = int(lists.is_popular.sum())
         shown = as_integers(user_ids) if selection.integer_users else user_ids
-        frame = plain(score_columns(shown, ranking, self._names(selection.integer_items)))
+        tasks = self.cascade.tasks if lists.probabilities.shape[2] else ()
+        table = score_columns(shown, lists, self._names(selection.integer_items), tasks)
+        frame = plain(table)
         tell(notes)
         frame.attrs["notes"] = notes
+        frame.attrs["policy"] = dict(effects)
+        if self.retriever.is_approximate and found and self._index_recall is None:
+            self._index_recall = self.retriever.index_recall(selection.parts[0][0], k)
+        if self._index_recall is not None:
+            frame.attrs["index_recall"] = self._index_recall
         return frame
+
+    def policy(
+        self,
+        *,
+        available: Sequence[Item] | None = None,
+        diversity: float = 0.0,
+        max_per_category: int | None = None,
+        domain_places: Mapping[str, tuple[int, int | None]] | None = None,
+    ) -> Policy:
+        """Make the usual rules, in their usual order; ``recsys.ranking.policy`` has them singly.
+
+        Args:
+            available: External ids of the items that can be had; None for all.
+            diversity: 0 … 1; how much an item's likeness to better ones costs it, by vectors.
+            max_per_category: Items of a category (or cluster) among the first k, at most.
+            domain_places: Domain → least and most items among the first k; most may be None.
+
+        Returns:
+            The policy.
+
+        Raises:
+            ValueError: If no available item is known, a number is out of its range, or the data
+                set has no such domains or no categories.
+        """
+        notes: dict[str, int] = {}
+        made = make_policy(
+            self._names(False),
+            self.catalogue,
+            self.manifest,
+            self.retriever.item_vectors,
+            notes,
+            available=available,
+            diversity=diversity,
+            max_per_category=max_per_category,
+            domain_places=domain_places,
+        )
+        tell(notes)
+        return made
 
     def similar_items(self, item_ids: Sequence[Item], k: int = 10) -> pd.DataFrame:
         """Find the items whose vectors point the same way.
@@ -213,8 +307,8 @@ class Recommender:
         at = ids.to(unit.device)
         scores, found = index.search(unit[at], k, exclude=at[:, None])
         names = self._names(all(isinstance(item, int) for item in item_ids))
-        ranking = Ranking(found.cpu(), scores.cpu(), torch.zeros(len(ids), dtype=torch.bool))
-        table = score_columns(pa.array(np.arange(len(ids))), ranking, names).drop(["source"])
+        lists = RankedLists.of(found.cpu(), scores.cpu())
+        table = score_columns(pa.array(np.arange(len(ids))), lists, names).drop(["source"])
         own = names.columns(ids.numpy()[table[USER_ID].to_numpy()])
         similar = [n for n in (ITEM_ID, "domain") if n in table.column_names]
         columns = own | {f"similar_{name}": table[name] for name in similar}
@@ -281,11 +375,14 @@ class Recommender:
             place = torch.zeros(bucket.num_users, dtype=torch.long)
             place[rows[answerable]] = torch.arange(int(answerable.sum()))
             part = np.zeros((int(answerable.sum()), vectors.shape[1]), np.float32)
-            batches = self.retriever.queries(
-                bucket, rows[answerable], as_of=moment, batch_size=batch_size
-            )
-            for row, query, _ in batches:
-                part[place[row].numpy()] = query.cpu().numpy()
+            for row, context, _ in self.retriever.batches(
+                bucket,
+                rows[answerable],
+                as_of=moment,
+                batch_size=batch_size,
+                anchors=self._anchors(histories),
+            ):
+                part[place[row].numpy()] = self.retriever.query(context).cpu().numpy()
             found.append(part)
         user_ids = selection.user_ids()
         mask = torch.cat(kept).numpy() if kept else np.zeros(0, bool)
@@ -314,28 +411,12 @@ class Recommender:
             user_features=user_features,
         )
 
-    def _allowed(
-        self, allow: Sequence[Item] | None, deny: Sequence[Item] | None, notes: dict[str, int]
-    ) -> Tensor | None:
-        """Items that may be recommended, (N,) bool; unknown ids are counted in ``notes``."""
-        if allow is None and deny is None:
+    def _anchors(self, histories: Frame | PreparedDataset) -> AnchorReader | None:
+        """A data set's own anchors, which are of each moment's past; None where it has none."""
+        if not self.context.anchors or not isinstance(histories, PreparedDataset):
             return None
-        names = self._names(False)
-        allowed = torch.full((self.catalogue.num_items,), allow is None)
-        if allow is not None:
-            known, unknown = names.internal(allow)
-            if not len(known):
-                raise ValueError(
-                    f"allow ({len(allow)} items, such as {list(allow[:3])}) must hold at least one "
-                    "item that the model knows."
-                )
-            allowed[known] = True
-            notes["unknown_items_in_allow"] = len(unknown)
-        if deny is not None:
-            known, unknown = names.internal(deny)
-            allowed[known] = False
-            notes["unknown_items_in_deny"] = len(unknown)
-        return allowed
+        has_tables = (histories.path / ANCHORS).is_dir()
+        return AnchorReader.open(histories.path, self.context) if has_tables else None
 
     def _known(self, items: Sequence[Item]) -> Tensor:
         ids, unknown = self._names(False).internal(items)

@@ -1,81 +1,57 @@
-"""The retrieval stage of the cascade, in internal ids: a bucket of histories in, top k out.
+"""The retrieval stage: histories read in batches, queries searched in an index over the items.
 
 Users of whom no known item is visible cannot be answered by the model; they get the items with the
-most training events, and the ranking says so.
+most training events.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
 
-import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
-from recsys.batch import ContextBatch
+from recsys.batch import CandidateSet, ContextBatch
+from recsys.context.anchors import AnchorReader
 from recsys.context.config import ContextConfig
 from recsys.context.loader import history_batches
 from recsys.data.dataset import Catalogue, Histories
+from recsys.retrieval.approximate import FaissIndex, HnswConfig
 from recsys.retrieval.index import NONE_ID, NONE_SCORE, BruteForceIndex, ItemIndex, pad_found, top_k
 from recsys.schema import Manifest
 from recsys.types import FIRST_ID
 
 Candidates = Literal["trained", "all"]
-SOURCES = ("retrieval", "popular")
-"""Values of the ``source`` column: the model, or the fallback for users without history."""
+RECALL_USERS = 256
+"""Users on whom an approximate index is compared with the exact one."""
 
 
-class QueryModel(Protocol):
+class CascadeModel(Protocol):
     """What the cascade needs of a model."""
 
-    def queries(self, context: ContextBatch, items: Tensor | None = None) -> dict[str, Tensor]:
-        """Head → query vectors (B, Q, D), the answer last."""
+    @property
+    def can_rank(self) -> bool:
+        """Whether there is a ranking stage."""
         ...
 
     def item_vectors(self) -> Tensor:
         """Vectors of all items, (N, D) float32."""
         ...
 
+    def answers(self, context: ContextBatch, items: Tensor | None = None) -> Tensor:
+        """The answering query vectors alone, (B, Q, D)."""
+        ...
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """The best items of U users, best first."""
+    def read(self, context: ContextBatch, items: Tensor | None = None) -> Any:
+        """Read requests once, for both stages."""
+        ...
 
-    ids: Tensor
-    """Internal ids, (U, k) int64; -1 where no item was left."""
-    scores: Tensor
-    """(U, k) float32: inner products, or training events of the item where the list is popular."""
-    is_popular: Tensor
-    """(U,) bool: True where the fallback answered."""
+    def query_of(self, state: Any) -> Tensor:
+        """The answering query vectors of what was read, (B, Q, D)."""
+        ...
 
-
-def join(rankings: Sequence[Ranking], k: int) -> Ranking:
-    """Stack rankings of k items; none give a ranking of no users."""
-    return Ranking(
-        ids=torch.cat([torch.zeros((0, k), dtype=torch.long), *(r.ids for r in rankings)]),
-        scores=torch.cat([torch.zeros((0, k)), *(r.scores for r in rankings)]),
-        is_popular=torch.cat([torch.zeros(0, dtype=torch.bool), *(r.is_popular for r in rankings)]),
-    )
-
-
-def arrange(ranking: Ranking, place: pa.Array, popular: tuple[Tensor, Tensor]) -> Ranking:
-    """Put users in another order.
-
-    Args:
-        ranking: Of U users.
-        place: Row of each user wanted, null where the ranking has none, (W,).
-        popular: Scores and ids (k,) for those.
-
-    Returns:
-        The ranking of the W users.
-    """
-    missing = place.is_null().to_numpy(zero_copy_only=False)
-    rows = place.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    fallback = Ranking(popular[1][None], popular[0][None], torch.tensor([True]))
-    whole = join([ranking, fallback], len(popular[0]))
-    at = torch.from_numpy(np.where(missing, len(ranking.ids), rows))
-    return Ranking(whole.ids[at], whole.scores[at], whole.is_popular[at])
+    def rank_of(self, state: Any, candidates: CandidateSet) -> Tensor:
+        """Logits of candidates by task, (B, Q, G, C, S)."""
+        ...
 
 
 class Retriever:
@@ -88,30 +64,36 @@ class Retriever:
         context: How it reads histories.
         candidates: ``trained`` recommends items with a training event; ``all`` the others too,
             which the model knows only by their features.
+        hnsw: Search by a graph of this size; None searches exactly.
+        anchors: Reads preference anchors, where the model does.
         device: Where the model is.
     """
 
     def __init__(
         self,
-        model: QueryModel,
+        model: CascadeModel,
         catalogue: Catalogue,
         manifest: Manifest,
         context: ContextConfig,
         *,
         candidates: Candidates = "trained",
+        hnsw: HnswConfig | None = None,
+        anchors: AnchorReader | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.model = model
         self.manifest = manifest
         self.context = context
+        self.anchors = anchors
         self.device = torch.device(device)
         self.item_vectors = model.item_vectors().detach().to(self.device, torch.float32)
         self.recommendable = torch.zeros(catalogue.num_items, dtype=torch.bool)
         stop = FIRST_ID + catalogue.num_trained if candidates == "trained" else catalogue.num_items
         self.recommendable[FIRST_ID:stop] = True
-        self.index: ItemIndex = BruteForceIndex(
-            self.item_vectors, self.recommendable.to(self.device)
-        )
+        self.exact = BruteForceIndex(self.item_vectors, self.recommendable.to(self.device))
+        self.index: ItemIndex = self.exact
+        if hnsw is not None:
+            self.index = FaissIndex(self.item_vectors.cpu(), self.recommendable, config=hnsw)
         self._train_count = catalogue.train_count
 
     def popular(self, k: int, allow: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -164,11 +146,16 @@ class Retriever:
         found[owner[known]] = True
         return found
 
-    @torch.inference_mode()
-    def queries(
-        self, bucket: Histories, rows: Tensor, *, as_of: int | None = None, batch_size: int = 256
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Read histories and answer, batch by batch, rows of like length together.
+    def batches(
+        self,
+        bucket: Histories,
+        rows: Tensor,
+        *,
+        as_of: int | None = None,
+        batch_size: int = 256,
+        anchors: AnchorReader | None = None,
+    ) -> Iterator[tuple[Tensor, ContextBatch, Tensor]]:
+        """Read histories batch by batch, rows of like length together.
 
         Args:
             bucket: The users.
@@ -176,66 +163,78 @@ class Retriever:
             as_of: Moment of scoring, seconds since 1970; events at or after it are not seen.
                 None answers right after each user's last event.
             batch_size: B.
+            anchors: Reads preference anchors instead of the retriever's own.
 
         Yields:
-            Rows of the bucket (B,), the answering query vectors (B, D), and the items seen (B, L)
+            Rows of the bucket (B,), the batch on the model's device, and the items seen (B, L)
             padded with ``PAD``.
         """
         if not len(rows):
             return
-        batches = history_batches(
-            bucket, self.manifest, self.context, rows=rows, as_of=as_of, batch_size=batch_size
-        )
-        for row, context, seen in batches:
-            heads = self.model.queries(context.to(self.device), self.item_vectors)
-            answer = next(reversed(heads.values()))
-            yield row, answer[:, 0].float(), seen
+        for row, context, seen in history_batches(
+            bucket,
+            self.manifest,
+            self.context,
+            rows=rows,
+            as_of=as_of,
+            batch_size=batch_size,
+            anchors=anchors or self.anchors,
+        ):
+            yield row, context.to(self.device), seen
 
-    @torch.inference_mode()
-    def rank(
-        self,
-        bucket: Histories,
-        k: int,
-        *,
-        rows: Tensor | None = None,
-        as_of: int | None = None,
-        filter_seen: bool = True,
-        allow: Tensor | None = None,
-        batch_size: int = 256,
-    ) -> Ranking:
-        """Find the best items of users of one bucket.
+    def query(self, context: ContextBatch) -> Tensor:
+        """The answering query vectors of a batch, (B, D) float32."""
+        return self.model.answers(context, self.item_vectors)[:, 0].float()
+
+    def search(
+        self, query: Tensor, k: int, *, exclude: Tensor | None = None, allow: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Find the best items of each query, whichever device the index is on.
 
         Args:
-            bucket: The users.
-            k: Items a user, at least 1.
-            rows: Which users, (U,) int64, none twice; None for all.
-            as_of: Moment of scoring, seconds since 1970; see ``queries``.
-            filter_seen: Never return an item of the visible history.
-            allow: Items that may be returned, (N,) bool; None for all.
-            batch_size: Users read at once.
+            query: (B, D).
+            k: Items a query.
+            exclude: Internal ids never to return, (B, L) int64, padded with ``PAD``.
+            allow: Items that may be returned, (N,) bool.
 
         Returns:
-            The ranking, a row a user in the order of ``rows``.
-
-        Raises:
-            ValueError: If k is below 1, or ``as_of`` is given to a model without times.
+            Scores and internal ids, (B, k) on the CPU; -inf and -1 where none is left.
         """
-        if k < 1:
-            raise ValueError(f"k ({k}) must be at least 1.")
-        self.check_moment(as_of)
-        rows = torch.arange(bucket.num_users) if rows is None else rows
-        answerable = self.answerable(bucket, rows, as_of=as_of)
-        ids = torch.full((len(rows), k), NONE_ID)
-        scores = torch.full((len(rows), k), NONE_SCORE)
-        place = torch.zeros(bucket.num_users, dtype=torch.long)
-        place[rows] = torch.arange(len(rows))
-        allowed = None if allow is None else allow.to(self.device)
-        for row, query, seen in self.queries(
-            bucket, rows[answerable], as_of=as_of, batch_size=batch_size
-        ):
-            exclude = seen.to(self.device) if filter_seen else None
-            found, best = self.index.search(query, k, exclude=exclude, allow=allowed)
-            at = place[row]
-            scores[at], ids[at] = found.cpu(), best.cpu()
-        scores[~answerable], ids[~answerable] = self.popular(k, allow)
-        return Ranking(ids, scores, ~answerable)
+        device = torch.device("cpu") if self.is_approximate else self.device
+        scores, ids = self.index.search(
+            query.to(device),
+            k,
+            exclude=None if exclude is None else exclude.to(device),
+            allow=None if allow is None else allow.to(device),
+        )
+        return scores.cpu(), ids.cpu()
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether the index may miss items."""
+        return self.index is not self.exact
+
+    @torch.inference_mode()
+    def index_recall(self, bucket: Histories, k: int) -> float | None:
+        """Compare an approximate index with the exact one.
+
+        Args:
+            bucket: Its users, at most ``RECALL_USERS`` of them spread evenly, ask.
+            k: Items each asks for.
+
+        Returns:
+            Share of the exact top k that the index finds; None where the bucket has no user that
+            the model can answer.
+        """
+        rows = torch.arange(bucket.num_users)
+        rows = rows[self.answerable(bucket, rows)]
+        rows = rows[torch.linspace(0, max(0, len(rows) - 1), min(RECALL_USERS, len(rows))).long()]
+        found = right = 0
+        for _, context, _ in self.batches(bucket, rows):
+            query = self.query(context)
+            ids = self.search(query, k)[1]
+            exact = self.exact.search(query, k)[1].cpu()
+            real = exact != NONE_ID
+            found += int(((ids[:, :, None] == exact[:, None]) & real[:, None]).sum())
+            right += int(real.sum())
+        return found / right if right else None

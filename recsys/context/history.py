@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.batch import History
@@ -34,7 +35,11 @@ class Window:
     start: Tensor
     """First event, (B,) int64."""
     lengths: Tensor
-    """Events, (B,) int64; at least one row has at least one."""
+    """Events, (B,) int64."""
+
+    def take(self, rows: Tensor) -> "Window":
+        """Some of the windows."""
+        return Window(self.start[rows], self.lengths[rows])
 
 
 def read_window(bucket: Histories, window: Window, *, has_time: bool) -> tuple[History, Tensor]:
@@ -85,6 +90,79 @@ def _as_code_or_number(values: Tensor) -> Tensor:
     return values.float() if values.is_floating_point() else values.long()
 
 
+def session_starts(timestamp: Tensor, session_gap_s: int) -> Tensor:
+    """Tell which events come after a pause that opens a new session.
+
+    Args:
+        timestamp: Chronological along the last dimension, seconds, (..., T) int64.
+        session_gap_s: The longest pause inside a session, seconds.
+
+    Returns:
+        (..., T) bool, False for the first event.
+    """
+    starts = torch.zeros(timestamp.shape, dtype=torch.bool)
+    starts[..., 1:] = timestamp[..., 1:] - timestamp[..., :-1] > session_gap_s
+    return starts
+
+
+def _block_starts(
+    timestamp: Tensor, behavior: Tensor, domain: Tensor, config: ContextConfig
+) -> Tensor:
+    """Which events open a new interaction block, (..., T) bool, False for the first event."""
+    if config.block_by == "session":
+        return session_starts(timestamp, config.session_gap_s)
+    starts = torch.zeros(timestamp.shape, dtype=torch.bool)
+    if config.block_by != "none":
+        kind = domain if config.block_by == "domain" else behavior
+        starts[..., 1:] = kind[..., 1:] != kind[..., :-1]
+    return starts
+
+
+def token_places(bucket: Histories, config: ContextConfig) -> Tensor:
+    """Count tokens, boundaries included, along the events of a bucket.
+
+    A window of a user's events ``i`` to ``j`` takes ``places[j] - places[i] + 1`` tokens, so that
+    windows can be cut by the tokens they take and not by the most they could take.
+
+    Args:
+        bucket: The users.
+        config: What a block is.
+
+    Returns:
+        A place for every event of the bucket's flat columns and one for their end, ascending,
+        (E + 1,) int64.
+    """
+    events = bucket.events
+    behavior = events["behavior"].values
+    domain = events["domain"].values if "domain" in events else torch.zeros_like(behavior)
+    starts = _block_starts(events["timestamp"].values, behavior, domain, config)
+    starts = F.pad(starts, (0, 1))
+    starts[bucket.offsets] = False
+    return torch.arange(len(starts)) + starts.cumsum(dim=0)
+
+
+def longest_windows(
+    bucket: Histories, config: ContextConfig, row: Tensor, place: Tensor
+) -> tuple[Window, Tensor]:
+    """Find the newest events that fit into a prefix together with their boundary tokens.
+
+    Args:
+        bucket: The users.
+        config: How long a prefix is and what a block is.
+        row: User of each request, (R,) int64.
+        place: Events of that user before the request, (R,) int64.
+
+    Returns:
+        The windows, each of which ends at its request, and the tokens that each takes, (R,) int64.
+    """
+    places, start = token_places(bucket, config), bucket.offsets[row]
+    end = start + place
+    newest = places[(end - 1).clamp(min=0)]
+    first = torch.searchsorted(places, newest + 1 - config.max_history).clamp(start, end)
+    tokens = torch.where(place > 0, newest + 1 - places[first], 0)
+    return Window(first, end - first), tokens
+
+
 def add_boundaries(
     history: History, domain: Tensor, config: ContextConfig
 ) -> tuple[History, Tensor]:
@@ -103,16 +181,9 @@ def add_boundaries(
     """
     num_rows, num_tokens = history.item.shape
     moved_to = torch.arange(num_tokens).expand(num_rows, num_tokens)
-    if config.block_by == "none" or num_tokens == 0:
+    if config.block_by == "none" or history.item.numel() == 0:
         return history, moved_to
-    starts = torch.zeros(num_rows, num_tokens, dtype=torch.bool)
-    if config.block_by == "session":
-        pause = history.timestamp[:, 1:] - history.timestamp[:, :-1]
-        starts[:, 1:] = pause > config.session_gap_s
-    else:
-        kind = domain if config.block_by == "domain" else history.behavior
-        starts[:, 1:] = kind[:, 1:] != kind[:, :-1]
-    starts &= history.is_real
+    starts = _block_starts(history.timestamp, history.behavior, domain, config) & history.is_real
     before = starts.long().cumsum(dim=1)
     moved_to = moved_to + before
     lengths = history.lengths + starts.sum(dim=1)

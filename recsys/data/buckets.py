@@ -1,9 +1,9 @@
 """Events → histories, out of core: spread over buckets by user, then sort and group each bucket.
 
 Pass 1 (``spill_events``) reads the log once and appends every event to the spill file of its
-user's bucket, in log order. Pass 2 (``sort_bucket``) takes one bucket at a time, orders it by
-(user, time, original row) and finds where each user starts. Only one batch, then one bucket a
-thread, is ever in memory.
+user's bucket, in log order; ``spill_log`` does so for any log of users' rows. Pass 2
+(``sort_bucket``) takes one bucket at a time, orders it by (user, time, original row) and finds
+where each user starts. Only one batch, then one bucket a thread, is ever in memory.
 
 Ids travel as provisional codes (order of first sight) until the vocabularies are known.
 """
@@ -22,9 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from recsys.data.features import Codes
 from recsys.data.folder import rejects_folder
 from recsys.data.idmap import DOMAIN_SEPARATOR, GrowingMap, stable_hash
-from recsys.data.read import REJECT_SCHEMA, EventBatch, EventReader
+from recsys.data.read import REJECT_SCHEMA, Batch, EventBatch, EventReader, LogReader
 from recsys.schema import FeatureKind
 
 EVENTS_PER_BUCKET = 1_500_000
@@ -32,6 +33,9 @@ MAX_BUCKETS = 512
 
 Pseudonymise = Callable[[Sequence[str]], list[str]]
 """Different external user ids in, their pseudonyms out, in the same order."""
+
+Spread = tuple[pa.RecordBatch, npt.NDArray[np.uint16]]
+"""Rows to write, and the bucket of each."""
 
 T = TypeVar("T")
 
@@ -56,7 +60,7 @@ class Provisional:
     behaviors: GrowingMap = field(default_factory=GrowingMap)
     domains: GrowingMap = field(default_factory=GrowingMap)
     features: dict[str, GrowingMap] = field(default_factory=dict)
-    """Categorical event features."""
+    """Categorical event features; those that are not here are numeric."""
     pairs: GrowingMap = field(default_factory=GrowingMap)
     """(domain, item) where domains are declared; ``items`` then holds the bare ids."""
 
@@ -69,7 +73,28 @@ class Provisional:
         found = (divmod(int(pair), 1 << 32) for pair in self.pairs.values())
         return [f"{domains[d]}{DOMAIN_SEPARATOR}{items[i]}" for d, i in found]
 
-    def item_domains(self) -> npt.NDArray[np.int32]:
+    def encode_items(self, item: pa.Array, domain: pa.Array | None) -> Codes:
+        """Codes of items, or of (domain, item) where domains are declared, (n,) int32."""
+        codes = self.items.encode_column(item)
+        if domain is None:
+            return codes
+        pair = (self.domains.encode_column(domain).astype(np.int64) << 32) | codes
+        return self.pairs.encode_column(pa.array(pair))
+
+    def encode_features(self, columns: dict[str, pa.Array]) -> dict[str, pa.Array]:
+        """Event features by column name: codes int32, -1 = missing, or float64, NaN = missing."""
+        found = {}
+        for name, column in columns.items():
+            if name in self.features:
+                text = column if pa.types.is_dictionary(column.type) else column.cast(pa.string())
+                values = self.features[name].encode_column(text)
+            else:
+                numbers = column.cast(pa.float64(), safe=False)
+                values = pc.fill_null(numbers, float("nan")).to_numpy(zero_copy_only=False)
+            found[f"event.{name}"] = pa.array(values)
+        return found
+
+    def item_domains(self) -> Codes:
         """Provisional domain of each provisional item code."""
         pairs = np.array(self.pairs.values(), np.int64)
         return (pairs >> 32).astype(np.int32)
@@ -77,7 +102,7 @@ class Provisional:
 
 @dataclass(slots=True)
 class Spill:
-    """What pass 1 left behind: one file a bucket, events in log order."""
+    """What pass 1 left behind: one file a bucket, rows in log order."""
 
     folder: Path
     """The output; temporary files are in ``spill/``, rejects in ``rejects/``."""
@@ -86,10 +111,12 @@ class Spill:
     rows_in: int = 0
     rows_out: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
+    name: str = "events"
+    """Of the log: names its files and those of its rejects."""
 
     def path(self, bucket: int) -> Path:
         """The file of one bucket."""
-        return self.folder / "spill" / f"{bucket:05d}.log"
+        return self.folder / "spill" / f"{self.name}-{bucket:05d}.log"
 
     def read(self, bucket: int) -> pa.Table:
         """Memory-map one bucket."""
@@ -125,8 +152,9 @@ class Spill:
         shutil.rmtree(kept, ignore_errors=True)
         (self.folder / "rejects").rename(kept)
         reasons = ", ".join(f"{name} {count}" for name, count in sorted(self.rejects.items()))
+        what = "" if self.name == "events" else f" of {self.name}"
         raise ValueError(
-            f"{rejected} of {self.rows_in} rows cannot be used ({reasons}), more than "
+            f"{rejected} of {self.rows_in} rows{what} cannot be used ({reasons}), more than "
             f"max_reject_fraction ({limit}) allows. They are listed with file, row and reason in "
             f"{kept}; mend the logs or raise the limit."
         )
@@ -157,35 +185,60 @@ def spill_events(
     codes = Provisional(features={n: GrowingMap() for n, k in kinds.items() if k == "categorical"})
     spill = Spill(folder, num_buckets, codes)
     renamed: dict[str, str] = {}
+
+    def encode(batch: EventBatch) -> Spread:
+        return _to_codes(batch, codes, num_buckets, pseudonymise, renamed)
+
+    spill_log(reader, spill, encode, pseudonymise=pseudonymise, stage="read", progress=progress)
+    return spill
+
+
+def spill_log(
+    reader: LogReader[Batch],
+    spill: Spill,
+    encode: Callable[[Batch], Spread],
+    *,
+    pseudonymise: Pseudonymise | None,
+    stage: str,
+    progress: Callable[[str, int, int], None] | None,
+) -> None:
+    """Read a log once, append each row to its user's bucket, keep rejects apart, count both.
+
+    Args:
+        reader: The log.
+        spill: Where to; its counts are added to.
+        encode: Turns a batch into the rows to write and the bucket of each.
+        pseudonymise: Replaces user ids of the rejects.
+        stage: What progress is told.
+        progress: Called with the stage, rows read and rows in all.
+    """
     writers: list[pa.ipc.RecordBatchStreamWriter] = []
     rejected: pq.ParquetWriter | None = None
     try:
         for batch in prefetch(reader):
-            spill.rows_in += len(batch) + len(batch.rejects)
-            spill.rows_out += len(batch)
+            spill.rows_in += batch.rows + len(batch.rejects)
+            spill.rows_out += batch.rows
             if len(batch.rejects):
                 for reason, count in _counts(batch.rejects["reason"]):
                     spill.rejects[reason] = spill.rejects.get(reason, 0) + count
                 if rejected is None:
-                    (folder / "rejects").mkdir()
-                    rejected = pq.ParquetWriter(
-                        folder / "rejects" / "events.parquet", REJECT_SCHEMA
-                    )
+                    folder = spill.folder / "rejects"
+                    folder.mkdir(exist_ok=True)
+                    rejected = pq.ParquetWriter(folder / f"{spill.name}.parquet", REJECT_SCHEMA)
                 rejected.write_table(_hide(batch.rejects, pseudonymise))
-            if len(batch):
-                table, bucket = _to_codes(batch, codes, kinds, num_buckets, pseudonymise, renamed)
+            if batch.rows:
+                table, bucket = encode(batch)
                 if not writers:
-                    for i in range(num_buckets):
+                    for i in range(spill.num_buckets):
                         writers.append(pa.ipc.new_stream(str(spill.path(i)), table.schema))
                 _scatter(table, bucket, writers)
             if progress is not None:
-                progress("read", spill.rows_in, reader.total_rows)
+                progress(stage, spill.rows_in, reader.total_rows)
     finally:
         for writer in writers:
             writer.close()
         if rejected is not None:
             rejected.close()
-    return spill
 
 
 def _counts(column: pa.ChunkedArray) -> list[tuple[str, int]]:
@@ -205,18 +258,13 @@ def _hide(rejects: pa.Table, pseudonymise: Pseudonymise | None) -> pa.Table:
 def _to_codes(
     batch: EventBatch,
     codes: Provisional,
-    kinds: dict[str, FeatureKind],
     num_buckets: int,
     pseudonymise: Pseudonymise | None,
     renamed: dict[str, str],
-) -> tuple[pa.RecordBatch, npt.NDArray[np.uint16]]:
+) -> Spread:
     """One batch as plain columns, and the bucket of each row."""
-    user, bucket = _users(batch.user, num_buckets, pseudonymise, renamed)
-    item = codes.items.encode_column(batch.item)
-    if batch.domain is not None:
-        domain = codes.domains.encode_column(batch.domain)
-        pair = (domain.astype(np.int64) << 32) | item
-        item = codes.pairs.encode_column(pa.array(pair))
+    user, bucket = spread_users(batch.user, num_buckets, pseudonymise, renamed)
+    item = codes.encode_items(batch.item, batch.domain)
     columns: dict[str, pa.Array] = {"user": user, "item": pa.array(item)}
     if batch.time is not None:
         columns["time"] = pa.array(batch.time)
@@ -225,20 +273,24 @@ def _to_codes(
     if batch.behavior is not None:
         behavior = codes.behaviors.encode_column(batch.behavior)
         columns["behavior"] = pa.array(behavior.astype(np.int16))
-    for name, column in batch.features.items():
-        if kinds[name] == "categorical":
-            text = column if pa.types.is_dictionary(column.type) else column.cast(pa.string())
-            values = codes.features[name].encode_column(text)
-        else:
-            numbers = column.cast(pa.float64(), safe=False)
-            values = pc.fill_null(numbers, float("nan")).to_numpy(zero_copy_only=False)
-        columns[f"event.{name}"] = pa.array(values)
+    columns |= codes.encode_features(batch.features)
     return pa.RecordBatch.from_pydict(columns), bucket
 
 
-def _users(
+def spread_users(
     user: pa.Array, num_buckets: int, pseudonymise: Pseudonymise | None, renamed: dict[str, str]
 ) -> tuple[pa.Array, npt.NDArray[np.uint16]]:
+    """Give every row its bucket and, if asked, its user's pseudonym.
+
+    Args:
+        user: External ids, plain integers or dictionary-encoded strings without nulls, (n,).
+        num_buckets: How many there are.
+        pseudonymise: Replaces the ids.
+        renamed: Pseudonyms known so far, by id; grows.
+
+    Returns:
+        The ids, integers or large strings, and the buckets.
+    """
     if pseudonymise is not None and not pa.types.is_dictionary(user.type):
         user = user.cast(pa.string()).dictionary_encode()
     if not pa.types.is_dictionary(user.type):
@@ -281,6 +333,11 @@ class Bucket:
     """Where each user's events start, (users + 1,)."""
     events: dict[str, npt.NDArray[np.generic]]
     """``item``, ``timestamp`` (seconds or the order column), ``behavior``, ``event.<f>``."""
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """The user of each event, counted from 0, (events,)."""
+        return np.repeat(np.arange(len(self.user_ids)), np.diff(self.offsets))
 
 
 def sort_bucket(table: pa.Table) -> Bucket:

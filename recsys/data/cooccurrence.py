@@ -11,11 +11,12 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from recsys.data.text import reduced_rows
 from recsys.types import FIRST_ID
 
 BLOCK_PAIRS = 8_000_000
 """Item pairs counted at once (about 200 MB)."""
+ROUNDS = 4
+"""Of subspace iteration. Measured: the fifth and sixth no longer changed what clusters hold."""
 MAX_SWING_USERS = 128
 """Users of an item that Swing compares: the cost of an item grows with their square."""
 
@@ -67,13 +68,7 @@ def cooccurrence(
         [[0.   0.   0.   0.71 0.71]]
     """
     _check(user, item, num_items, kind, num_neighbours, max_history, window, alpha)
-    known = item >= FIRST_ID
-    starts = _rank_from_end(user[known])[0]
-    keys, items = starts, item[known].astype(np.int32)
-    if window is None:
-        keys, items = _latest_distinct(keys, items)
-    recent = _rank_from_end(keys)[1] < max_history
-    keys, items = keys[recent], items[recent]
+    keys, items = _recent(user, item, max_history, distinct=window is None)
     if kind == "swing":
         blocks = _swing_blocks(keys, items, num_items, num_neighbours, alpha)
     elif window is None:
@@ -85,21 +80,59 @@ def cooccurrence(
     return graph
 
 
-def cooccurrence_vectors(graph: sp.csr_matrix, *, width: int, seed: int = 0) -> NDArray[np.float32]:
-    """Turn a graph into item vectors by a truncated SVD of its symmetric form.
+def cooccurrence_vectors(
+    user: NDArray[np.integer],
+    item: NDArray[np.integer],
+    *,
+    num_items: int,
+    width: int,
+    seed: int = 0,
+    max_history: int = 200,
+) -> NDArray[np.float32]:
+    """Turn histories into item vectors that are close where the same users touched both items.
+
+    They span the main directions of the matrix of co-occurrences, in which long histories and
+    popular items are damped and an item does not count as its own neighbour. That matrix is never
+    made: subspace iteration needs its product with a few vectors only, two passes over the events.
 
     Args:
-        graph: ``(N, N)`` from ``cooccurrence``.
+        user: ``(events,)`` any integer key; equal keys stand together.
+        item: ``(events,)`` internal ids, chronological inside a user. Reserved ids are ignored.
+        num_items: N, the reserved ids included.
         width: Length of a vector, above 0.
-        seed: Of the randomised SVD.
+        seed: Of the first, random directions.
+        max_history: Only a user's latest distinct items count.
 
     Returns:
         ``(N, width)`` float32 unit vectors; zeros for items without neighbours.
 
     Raises:
-        ValueError: If ``width`` is not above 0.
+        ValueError: If ``width`` is not above 0, or as ``cooccurrence``.
+
+    Source:
+        Halko et al., "Finding structure with randomness", SIAM Review 2011. The damping is ours: an
+        item's count to the power of -1/3 made better clusters of a sparse log than -1/4 and -1/2,
+        and as good ones of four others.
     """
-    return reduced_rows(graph.maximum(graph.T).tocsr(), width=width, seed=seed)
+    _check(user, item, num_items, "cosine", 1, max_history, None, 1.0)
+    if width < 1:
+        raise ValueError(f"width ({width}) must be above 0.")
+    seen = _incidence(*_recent(user, item, max_history), num_items)
+    seen = seen[np.diff(seen.indptr) > 1]  # a single item has no neighbour
+    history = np.diff(seen.indptr)
+    count = np.bincount(seen.indices, minlength=num_items)
+    damped = np.repeat(history**-0.5, history) * np.maximum(count, 1)[seen.indices] ** (-1 / 3)
+    seen.data = damped.astype(np.float32)
+    by_item = seen.T.tocsr()
+    own = np.bincount(seen.indices, seen.data**2, num_items).astype(np.float32)[:, None]
+    found = np.random.default_rng(seed).standard_normal((num_items, width), np.float32)
+    for _ in range(ROUNDS):
+        found = by_item @ (seen @ found) - own * found
+        square, turn = np.linalg.eigh(found.T @ found)
+        found = found @ (turn / np.sqrt(np.maximum(square, 1e-7 * square[-1] + 1e-30)))
+    found = by_item @ (seen @ found) - own * found
+    length = np.linalg.norm(found, axis=1, keepdims=True)
+    return found / np.where(length > 0, length, 1)  # type: ignore[no-any-return]
 
 
 def _check(
@@ -138,6 +171,18 @@ def _rank_from_end(user: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArra
     lengths = np.diff(np.concatenate(([0], change, [len(user)])))
     ordinal = np.repeat(np.arange(len(lengths)), lengths)
     return ordinal, np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(user))
+
+
+def _recent(
+    user: NDArray[np.integer], item: NDArray[np.integer], limit: int, *, distinct: bool = True
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """User ordinals and known items of each user's latest events, or latest distinct items."""
+    known = item >= FIRST_ID
+    keys, items = _rank_from_end(user[known])[0], item[known].astype(np.int32)
+    if distinct:
+        keys, items = _latest_distinct(keys, items)
+    recent = _rank_from_end(keys)[1] < limit
+    return keys[recent], items[recent]
 
 
 def _latest_distinct(

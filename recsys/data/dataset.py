@@ -7,8 +7,11 @@ Folder layout, written by ``recsys.data.prepare``::
                                 item_id string, train_count int64, coarse int32, and a column a
                                 feature: categorical int32, multi_hot list<int32>, numeric float32
     items.<feature>.npy         frozen text vectors, float32 (N, width); rows 0 and 1 are zero
+    events.<feature>.npy        the same of the values of an event feature, a row a code: its
+                                vectors are ``catalogue.event_texts[feature][code]``
     vocabularies.json           feature → its values in code order (code 2 first), for new logs
     histories/00000.arrow …     one record batch a file, a row a user, see below
+    impressions/00000.arrow …   only where lists that were shown were given, one a bucket, see below
     rejects/                    rows that were not used, with file, row number and reason
 
 A history row::
@@ -22,9 +25,24 @@ A history row::
     user.<f>    int32 | float | large_list<int32>
     train_end   int32           events [0, train_end) are training,
     valid_end   int32           [train_end, valid_end) validation, [valid_end, …) test
+
+With ``negative_feedback`` items that were shown and passed over are events too, of behavior
+``skip``, behind the other events of the second in which that was known (``shown.with_skips``).
+
+An impressions row, one a list, by (user, timestamp, first row of the log)::
+
+    user        int32           row of the bucket's histories
+    timestamp   int64           seconds since 1970, when the list was shown
+    place       int32           events of the user strictly before that second
+    item        large_list<int32>       in the order shown, ``UNKNOWN`` where not in the catalogue
+    label       large_list<int8>        0 shown only, s + 1 = task s was the strongest reached
+    position    large_list<int16>       place in the list from 1; 0 unknown
+    part        int8            0 training, 1 validation, 2 test, by the split times; in a
+                                leave-one-out split held back with the user's held-back events
+    event.<f>   int32 | float   a situation column, where the log of lists has it
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -154,6 +172,34 @@ class Histories:
         return self._table["user_id"]
 
 
+class Impressions:
+    """The lists that one bucket's users were shown: R of them."""
+
+    def __init__(self, path: Path) -> None:
+        table = read_arrow(path)
+        flat = {
+            name: torch.tensor(table[name].to_numpy())
+            for name in table.column_names
+            if not pa.types.is_large_list(table.schema.field(name).type)
+        }
+        self.user = flat.pop("user").long()
+        """Rows of the bucket's histories, (R,) int64, ascending."""
+        self.timestamp = flat.pop("timestamp")
+        """Seconds since 1970, (R,) int64, ascending inside a user."""
+        self.place = flat.pop("place").long()
+        """Events of the user's history before that moment, (R,) int64."""
+        self.part = flat.pop("part").long()
+        """0 training, 1 validation, 2 test, (R,) int64."""
+        self.situation = {name.removeprefix("event."): value for name, value in flat.items()}
+        """Codes (R,) int32 and numbers (R,) float32 of the moment."""
+        self.item = jagged_column(table, "item")
+        self.label = jagged_column(table, "label")
+        self.position = jagged_column(table, "position")
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """Everything declared of the items, one row an internal id."""
@@ -170,6 +216,8 @@ class Catalogue:
     """Categorical (N,) int64, numeric (N,) float32, text (N, width) float32."""
     lists: dict[str, Jagged]
     """Multi-hot features."""
+    event_texts: dict[str, Tensor] = field(default_factory=dict)
+    """Text vectors of the values of event features, (codes, width) float32, a row a code."""
 
     @property
     def num_items(self) -> int:
@@ -226,6 +274,10 @@ class Catalogue:
             features=manifest.item_features,
             values=values,
             lists=lists,
+            event_texts={
+                f.name: _text_vectors(folder / f"events.{f.name}.npy", (f.rows, f.width))
+                for f in manifest.event_texts
+            },
         )
 
 
@@ -264,6 +316,14 @@ class PreparedDataset:
         )
 
     @cached_property
+    def impressions(self) -> tuple[Impressions, ...]:
+        """Lists that were shown, bucket by bucket; empty where none were given."""
+        count = self.manifest.num_buckets if self.manifest.num_impressions else 0
+        return tuple(
+            Impressions(self.path / "impressions" / f"{i:05d}.arrow") for i in range(count)
+        )
+
+    @cached_property
     def vocabularies(self) -> dict[str, list[str]]:
         """Feature (``item.x``, ``user.x``, ``event.x``) → values in code order, from code 2 on."""
         found: dict[str, list[str]] = read_json(self.path / "vocabularies.json")
@@ -271,6 +331,8 @@ class PreparedDataset:
 
     def training_events(self, *names: str) -> tuple[np.ndarray, ...]:
         """Copy the training events into memory, users in order, chronological inside each.
+
+        Negative feedback is left out: popularity and co-occurrence come from what users did.
 
         Args:
             *names: Event columns, such as ``item``.
@@ -280,11 +342,15 @@ class PreparedDataset:
             int64 arrays of equal length.
         """
         parts, before = [], 0
+        done = self.manifest.codes_at_least(None)
         for bucket in self.buckets:
             offsets, keep = bucket.offsets.numpy(), bucket.train_end.numpy()
             user = np.repeat(np.arange(bucket.num_users), keep)
             first = np.cumsum(keep) - keep
             index = np.arange(len(user)) - first[user] + offsets[:-1][user]
+            if self.manifest.negative_feedback:
+                kept = np.isin(bucket.events["behavior"].values.numpy()[index], done)
+                user, index = user[kept], index[kept]
             columns = [bucket.events[n].values.numpy()[index].astype(np.int64) for n in names]
             parts.append((user + before, *columns))
             before += bucket.num_users

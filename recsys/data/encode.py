@@ -2,6 +2,7 @@
 
 Nothing is fitted and nothing is held back: every event counts as known history
 (``train_end = valid_end`` = number of events), and whatever the model has not seen is ``UNKNOWN``.
+A model that reads negative feedback finds it in a log as events of behavior ``skip``.
 """
 
 from collections.abc import Callable, Sequence
@@ -129,7 +130,7 @@ def encode_histories(
 
 
 def _check_columns(new: ColumnSpec, known: ColumnSpec) -> None:
-    for name in ("event_features", "user_features"):
+    for name in ("event_features", "situation", "user_features"):
         ours, theirs = getattr(new, name), getattr(known, name)
         if ours != theirs:
             raise ValueError(f"columns.{name} {ours} must be those of the model: {theirs}.")

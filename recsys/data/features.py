@@ -1,7 +1,8 @@
 """Declared columns of items, users and events → codes, numbers and lists, fitted on training only.
 
-Values that no training row has are ``UNKNOWN``; numbers are standardised with training statistics
-and 0 where missing. The tables of items and users are static and held in memory, one row an id.
+Values that no training row has, or fewer than ``min_count``, are ``UNKNOWN``; numbers are
+standardised with training statistics and 0 where missing. The tables of items and users are static
+and held in memory, one row an id.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,17 +69,20 @@ class Vocabulary:
     """Final code of every provisional code, then ``UNKNOWN`` for the provisional code -1."""
 
 
-def fit_vocabulary(texts: Sequence[str], counts: npt.NDArray[np.int64]) -> Vocabulary:
-    """Keep the values that training rows have, most frequent first.
+def fit_vocabulary(
+    texts: Sequence[str], counts: npt.NDArray[np.int64], min_count: int = 1
+) -> Vocabulary:
+    """Keep the values that enough training rows have, most frequent first.
 
     Args:
         texts: Value of each provisional code.
         counts: Training rows of each, (len(texts),).
+        min_count: Rows a value needs, at least 1; rarer ones are ``UNKNOWN``.
 
     Returns:
         The vocabulary; ties are ordered by value.
     """
-    kept = np.flatnonzero(counts).tolist()
+    kept = np.flatnonzero(counts >= min_count).tolist()
     kept.sort(key=lambda i: (-counts[i], texts[i]))
     lookup = np.full(len(texts) + 1, UNKNOWN, np.int32)
     lookup[kept] = np.arange(len(kept), dtype=np.int32) + FIRST_ID
@@ -189,6 +193,7 @@ class StaticTable:
         domain: Column that, with the id, makes the key; None where ids stand alone.
         features: Declared columns.
         on_bad_file: ``"skip"`` leaves out a file that cannot be read.
+        min_count: Rows that training sees a value needs to be in a vocabulary.
 
     Raises:
         ValueError: If a column is missing or cannot be read.
@@ -202,7 +207,9 @@ class StaticTable:
         domain: str | None = None,
         features: Sequence[str] = (),
         on_bad_file: OnBadFile = "stop",
+        min_count: int = 1,
     ) -> None:
+        self.min_count = min_count
         wanted = [key, *([domain] if domain else []), *features]
         pieces = []
         for file in list_files(paths, on_bad_file=on_bad_file):
@@ -271,7 +278,7 @@ class StaticTable:
         provisional, texts, offsets = self._provisional(name, kind)
         counted = provisional[trained if offsets is None else np.repeat(trained, np.diff(offsets))]
         counts = np.bincount(counted[counted >= 0], minlength=len(texts))
-        vocabulary = fit_vocabulary(texts, counts)
+        vocabulary = fit_vocabulary(texts, counts, self.min_count)
         return self._encode(name, kind, provisional, offsets, vocabulary), vocabulary.values
 
     def apply(self, feature: Feature, values: Sequence[str]) -> Encoded:

@@ -1,6 +1,7 @@
 """Vocabularies of events from the training part: behaviors, domains, event features."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ from recsys.data.buckets import Provisional
 from recsys.data.features import Codes, feature_kind, fit_vocabulary, moments
 from recsys.data.histories import Tally
 from recsys.data.read import EventReader
-from recsys.schema import Feature, FeatureKind
+from recsys.schema import SKIP, Feature, FeatureKind
 from recsys.types import FIRST_BEHAVIOR, FIRST_ID, UNKNOWN
 
 DEFAULT_BEHAVIOR = "interaction"
@@ -26,24 +27,24 @@ def event_kinds(
     Args:
         reader: The log, which names the features and knows their types.
         categorical: Features whose numbers are names.
-        text: Features declared as text, which events cannot have.
+        text: Features declared as text: categorical ones whose values have vectors.
 
     Returns:
         Categorical or numeric, by name.
 
     Raises:
-        ValueError: If files disagree, or a feature is declared as text.
+        ValueError: If files disagree, or a feature declared as text is not a string column.
     """
     kinds: dict[str, FeatureKind] = {}
     for name in reader.columns.event_features:
-        if name in text:
-            raise ValueError(
-                f"event feature {name!r} cannot be a text feature; only items have texts."
-            )
         types = {f.schema.field(name).type for f in reader.files}
         found = {
-            feature_kind(name, t, categorical=categorical) for t in types if not pa.types.is_null(t)
+            feature_kind(name, t, categorical=categorical, text=text)
+            for t in types
+            if not pa.types.is_null(t)
         }
+        if name in text:
+            found = {"categorical"}
         if len(found) > 1:
             raise ValueError(
                 f"event feature {name!r} is a number in one file and text in another; list it in "
@@ -89,6 +90,27 @@ def fit_behaviors(
     return known, np.array([final.get(n, UNKNOWN) for n in names], np.int8)
 
 
+def add_skip(codes: Provisional) -> int:
+    """Make room for negative feedback among the behaviors.
+
+    Args:
+        codes: Provisional codes of the events; a log without behaviors gets its one by name.
+
+    Returns:
+        The provisional code of ``SKIP``.
+
+    Raises:
+        ValueError: If the log has a behavior of that name.
+    """
+    if SKIP in codes.behaviors.texts():
+        raise ValueError(
+            f"negative_feedback would mix with the log's own behavior {SKIP!r}; rename that one."
+        )
+    if not len(codes.behaviors):
+        codes.behaviors.encode(pa.array([DEFAULT_BEHAVIOR]))
+    return int(codes.behaviors.encode(pa.array([SKIP]))[0])
+
+
 def check_behaviors(codes: Provisional, funnel: Sequence[str], target: str | None) -> None:
     """Refuse a declared behavior that the log does not have.
 
@@ -107,7 +129,7 @@ def check_behaviors(codes: Provisional, funnel: Sequence[str], target: str | Non
 
 
 def target_codes(
-    codes: Provisional, funnel: Sequence[str], target: str | None
+    codes: Provisional, funnel: Sequence[str], target: str | None, skip: int | None = None
 ) -> npt.NDArray[np.bool_] | None:
     """Tell which provisional behaviors may be targets.
 
@@ -115,11 +137,15 @@ def target_codes(
         codes: Provisional codes of the log.
         funnel: Declared tasks, weakest first.
         target: Declared target behavior.
+        skip: Provisional code of negative feedback.
 
     Returns:
-        (behaviors,) bool: the target and every stronger task; None where all may.
+        (behaviors,) bool: the target and every stronger task; without one all but negative
+        feedback; None where all may.
     """
-    if target is None or not len(codes.behaviors):
+    if target is None:
+        return None if skip is None else np.arange(len(codes.behaviors)) != skip
+    if not len(codes.behaviors):
         return None
     accepted = {target}
     if target in funnel:
@@ -128,7 +154,7 @@ def target_codes(
 
 
 def fit_events(
-    codes: Provisional, kinds: dict[str, FeatureKind], tally: Tally
+    codes: Provisional, kinds: dict[str, FeatureKind], tally: Tally, min_count: int = 1
 ) -> tuple[tuple[Feature, ...], dict[str, Codes], dict[str, list[str]]]:
     """Fit the declared event features.
 
@@ -136,6 +162,7 @@ def fit_events(
         codes: Provisional codes of the log.
         kinds: Kind of each feature.
         tally: What training sees.
+        min_count: Training events a value needs to be in a vocabulary.
 
     Returns:
         The features; by name, the final code of each provisional one; by name, the values in code
@@ -149,10 +176,38 @@ def fit_events(
             mean, scale = moments(*tally.sums[name])
             features.append(Feature(name=name, kind=kind, mean=mean, scale=scale))
             continue
-        vocabulary = fit_vocabulary(codes.features[name].texts(), tally.features[name])
+        vocabulary = fit_vocabulary(codes.features[name].texts(), tally.features[name], min_count)
         lookups[name], values[name] = vocabulary.lookup, vocabulary.values
         features.append(Feature(name=name, kind=kind, rows=len(vocabulary.values) + FIRST_ID))
     return tuple(features), lookups, values
+
+
+def write_event_texts(
+    folder: Path,
+    names: Sequence[str],
+    vocabularies: dict[str, list[str]],
+    encode: Callable[[Sequence[str]], npt.NDArray[np.float32]],
+) -> tuple[Feature, ...]:
+    """Write text vectors of the values of event features, ``events.<name>.npy``.
+
+    Args:
+        folder: The data set.
+        names: Categorical event features.
+        vocabularies: Their values in code order.
+        encode: Turns texts into vectors of one width.
+
+    Returns:
+        What was written, a feature of kind ``text`` a file: one vector a code, zeros for the
+        reserved two.
+    """
+    features = []
+    for name in names:
+        vectors = encode(["", "", *vocabularies[name]]).astype(np.float32)
+        vectors[:FIRST_ID] = 0
+        np.save(folder / f"events.{name}.npy", vectors, allow_pickle=False)
+        rows, width = vectors.shape
+        features.append(Feature(name=name, kind="text", rows=rows, width=width))
+    return tuple(features)
 
 
 def fit_domains(codes: Provisional, tally: Tally) -> tuple[tuple[str, ...], Codes | None]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,23 @@ def replace_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def to_disk(folder: Path) -> None:
+    """Wait until a folder and all in it are on the disk.
+
+    A rename may reach the disk before what it renames: after a power cut the new name would then
+    stand for empty files.
+
+    Args:
+        folder: What is about to be renamed.
+    """
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def rejects_folder(out: Path) -> Path:

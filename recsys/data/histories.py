@@ -51,7 +51,7 @@ class Cutter:
 def save_sorted(path: Path, bucket: Bucket, cuts: Cuts) -> None:
     """Write a sorted bucket, its codes still provisional."""
     columns = {"user_id": bucket.user_ids}
-    columns |= {name: _lists(bucket.offsets, values) for name, values in bucket.events.items()}
+    columns |= {name: large_lists(bucket.offsets, values) for name, values in bucket.events.items()}
     columns |= {"train_end": pa.array(cuts[0]), "valid_end": pa.array(cuts[1])}
     write_table(path, pa.table(columns))
 
@@ -61,7 +61,12 @@ def load_sorted(path: Path) -> tuple[Bucket, Cuts]:
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
     if not table.num_rows:
-        return Bucket(pa.array([], pa.large_string()), np.zeros(1, np.int64), {}), _no_cuts()
+        nothing = {
+            f.name: np.zeros(0, f.type.value_type.to_pandas_dtype())
+            for f in table.schema
+            if pa.types.is_large_list(f.type)
+        }
+        return Bucket(pa.array([], pa.large_string()), np.zeros(1, np.int64), nothing), _no_cuts()
     batch = table.to_batches()[0]
     events, offsets = {}, np.zeros(1, np.int64)
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -76,7 +81,8 @@ def _no_cuts() -> Cuts:
     return np.zeros(0, np.int32), np.zeros(0, np.int32)
 
 
-def _lists(offsets: npt.NDArray[np.int64], values: npt.NDArray[np.generic]) -> pa.Array:
+def large_lists(offsets: npt.NDArray[np.int64], values: npt.NDArray[np.generic]) -> pa.Array:
+    """A list column from values end to end and where each row starts."""
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
@@ -86,7 +92,8 @@ class Tally:
 
     items: npt.NDArray[np.int64]
     behaviors: npt.NDArray[np.int64]
-    """Events of the training part; ``all_behaviors`` has those of every part."""
+    """Events of the training part; ``all_behaviors`` has those of every part. Here alone negative
+    feedback counts."""
     all_behaviors: npt.NDArray[np.int64]
     features: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     sums: dict[str, tuple[int, float, float]] = field(default_factory=dict)
@@ -121,22 +128,36 @@ class Tally:
         self.users += other.users
         self.users_without_training += other.users_without_training
 
-    def add(self, bucket: Bucket, cuts: Cuts) -> None:
-        """Count one bucket."""
-        train_end, valid_end = (c.astype(np.int64) for c in cuts)
+    def add(self, bucket: Bucket, cuts: Cuts, *, skip: int | None = None) -> npt.NDArray[np.bool_]:
+        """Count one bucket.
+
+        Args:
+            bucket: Sorted.
+            cuts: Its ``train_end`` and ``valid_end``.
+            skip: Provisional code of negative feedback, which teaches nothing of items and users.
+
+        Returns:
+            Which of its users have training events.
+        """
         lengths = np.diff(bucket.offsets)
         self.users += len(lengths)
-        self.users_without_training += int((train_end == 0).sum())
-        self.parts += [train_end.sum(), (valid_end - train_end).sum(), (lengths - valid_end).sum()]
         if not len(lengths):
-            return
-        position = np.arange(bucket.offsets[-1]) - np.repeat(bucket.offsets[:-1], lengths)
-        trained = position < np.repeat(train_end, lengths)
+            return np.zeros(0, np.bool_)
+        rows = bucket.rows
+        place = np.arange(bucket.offsets[-1]) - bucket.offsets[rows]
+        part = sum((place >= cut[rows] for cut in cuts), np.zeros(len(rows), np.int64))
+        done = np.ones(len(rows), np.bool_)
+        if skip is not None:
+            done = bucket.events["behavior"] != skip
+        self.parts += np.bincount(part[done], minlength=3)
+        trained = (part == 0) & done
+        known = np.bincount(rows[trained], minlength=len(lengths)) > 0
+        self.users_without_training += int((~known).sum())
         self.items += np.bincount(bucket.events["item"][trained], minlength=len(self.items))
         if "behavior" in bucket.events:
             behavior = bucket.events["behavior"]
             size = len(self.behaviors)
-            self.behaviors += np.bincount(behavior[trained], minlength=size)
+            self.behaviors += np.bincount(behavior[part == 0], minlength=size)
             self.all_behaviors += np.bincount(behavior, minlength=size)
         for name, counts in self.features.items():
             values = bucket.events[f"event.{name}"][trained].astype(np.int64)
@@ -149,6 +170,7 @@ class Tally:
                 total + float(numbers.sum()),
                 squares + float((numbers * numbers).sum()),
             )
+        return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +188,15 @@ class Finaliser:
     user_features: tuple[Feature, ...] = ()
     users: StaticTable | None = None
     user_columns: dict[str, Encoded] = field(default_factory=dict)
+
+    def event_values(
+        self, feature: Feature, values: npt.NDArray[np.generic]
+    ) -> npt.NDArray[np.generic]:
+        """Final codes int32 or numbers float32 of an event feature's provisional values."""
+        if feature.kind == "categorical":
+            codes: Codes = self.event_lookups[feature.name][values]
+            return codes
+        return standardise(values.astype(np.float64), feature)
 
     def table(self, bucket: Bucket, cuts: Cuts) -> pa.Table:
         """The final columns of one bucket.
@@ -187,19 +218,15 @@ class Finaliser:
         )
         columns: dict[str, pa.Array] = {
             "user_id": bucket.user_ids,
-            "item": _lists(offsets, self.items[item]),
-            "timestamp": _lists(offsets, events.get("timestamp", empty.astype(np.int64))),
-            "behavior": _lists(offsets, behavior),
+            "item": large_lists(offsets, self.items[item]),
+            "timestamp": large_lists(offsets, events.get("timestamp", empty.astype(np.int64))),
+            "behavior": large_lists(offsets, behavior),
         }
         if self.item_domains is not None:
-            columns["domain"] = _lists(offsets, self.item_domains[item].astype(np.int16))
+            columns["domain"] = large_lists(offsets, self.item_domains[item].astype(np.int16))
         for feature in self.event_features:
-            values = events.get(f"event.{feature.name}", empty)
-            if feature.kind == "categorical":
-                final: npt.NDArray[np.generic] = self.event_lookups[feature.name][values]
-            else:
-                final = standardise(values.astype(np.float64), feature)
-            columns[f"event.{feature.name}"] = _lists(offsets, final)
+            values = self.event_values(feature, events.get(f"event.{feature.name}", empty))
+            columns[f"event.{feature.name}"] = large_lists(offsets, values)
         if self.user_features:
             rows = np.full(len(bucket.user_ids), -1, np.int64)
             if self.users is not None:

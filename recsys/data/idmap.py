@@ -44,6 +44,28 @@ def stable_hash(ids: pa.Array) -> npt.NDArray[np.uint64]:
     return hashes
 
 
+def row_sources(
+    old: Sequence[str], new: Sequence[str], first: int = FIRST_ID, fallback: int = UNKNOWN
+) -> npt.NDArray[np.int64]:
+    """Where the rows of a new vocabulary are in an old one.
+
+    Args:
+        old: External values of the old rows from ``first`` on.
+        new: Of the new rows.
+        first: Reserved rows, the same in both.
+        fallback: Old row that stands for a value the old vocabulary lacks.
+
+    Returns:
+        Old row of every new row, (first + len(new),) int64.
+
+    Example:
+        >>> row_sources(["a", "b"], ["b", "c"]).tolist()
+        [0, 1, 3, 1]
+    """
+    known = {value: first + i for i, value in enumerate(old)}
+    return np.array([*range(first), *(known.get(value, fallback) for value in new)], np.int64)
+
+
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     x = x * _ODD
     x ^= x >> np.uint64(32)

@@ -1,6 +1,7 @@
 """The catalogue of a prepared data set: who gets which internal id, features, coarse codes."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,8 +17,14 @@ from recsys.types import FIRST_ID, UNKNOWN
 
 _LOG = logging.getLogger(__name__)
 
+Sample = Callable[[int], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 Coarse = Literal["auto", "category", "text", "cooccurrence", "none"]
-_CATEGORY_NAMES = ("category", "category_id", "categories")
+COARSE = "coarse"
+"""Names the categories behind the coarse codes among the vocabularies; clusters have no names."""
+_COARSE_WIDTH = 32
+"""Of the co-occurrence vectors that are clustered."""
+CATEGORY_NAMES = ("category", "category_id", "categories")
+"""Item features that coarse codes are read from, where they are declared; the first one counts."""
 
 
 class ItemOptions(Protocol):
@@ -96,17 +103,17 @@ def make_items(
     options: ItemOptions,
     vocabularies: dict[str, list[str]],
     *,
-    buckets: int,
+    sample: Sample,
 ) -> tuple[tuple[Feature, ...], int]:
     """Write ``items.arrow`` and the text vectors beside it.
 
     Args:
-        folder: The data set; its histories are written already.
+        folder: The data set.
         items: Who has which id.
         table: The table of items, if there is one.
         options: Declared features and how to make coarse codes.
-        vocabularies: Gets the values of each item feature.
-        buckets: Files of histories.
+        vocabularies: Gets the values of each item feature, and the names of coarse categories.
+        sample: Returns at most so many training events, as ``training_sample``.
 
     Returns:
         The item features and the number of coarse codes.
@@ -141,7 +148,7 @@ def make_items(
             extra[name] = encoded.gather(rows)
             if kind != "numeric":
                 vocabularies[f"item.{name}"] = values
-    coarse, num_coarse = _coarse(folder, items, table, rows, texts, options, buckets)
+    coarse, num_coarse = _coarse(items, table, rows, texts, options, vocabularies, sample)
     columns["coarse"] = pa.array(coarse)
     write_table(folder / "items.arrow", pa.table(columns | extra))
     return tuple(features), num_coarse
@@ -150,33 +157,33 @@ def make_items(
 def _text_vectors(
     table: StaticTable, name: str, rows: npt.NDArray[np.int64], options: ItemOptions
 ) -> npt.NDArray[np.float32]:
-    from recsys.data.text import TransformerTextEncoder, text_vectors  # slow to import
+    from recsys.data.text import encode_texts  # slow to import
 
     texts = [*table.texts(name), ""]
-    of_items = [texts[r] for r in rows]
-    if options.text_model is not None:
-        vectors = TransformerTextEncoder(options.text_model)(of_items)
-    else:
-        vectors = text_vectors(of_items, width=options.text_width, seed=options.seed)
-    vectors = np.array(vectors, np.float32)
+    vectors = encode_texts(
+        [texts[r] for r in rows],
+        model=options.text_model,
+        width=options.text_width,
+        seed=options.seed,
+    )
     vectors[:FIRST_ID] = 0
     return vectors
 
 
 def _coarse(
-    folder: Path,
     items: Items,
     table: StaticTable | None,
     rows: npt.NDArray[np.int64],
     texts: dict[str, npt.NDArray[np.float32]],
     options: ItemOptions,
-    buckets: int,
+    vocabularies: dict[str, list[str]],
+    sample: Sample,
 ) -> tuple[npt.NDArray[np.int32], int]:
     """Coarse code of each item, 0 for the reserved rows, ``UNKNOWN`` where nothing is known."""
     coarse = np.zeros(items.size, np.int32)
     coarse[FIRST_ID:] = UNKNOWN
     columns = table.columns if table is not None else {}
-    declared = [n for n in _CATEGORY_NAMES if n in columns and n not in texts]
+    declared = [n for n in CATEGORY_NAMES if n in columns and n not in texts]
     how = options.coarse
     if how == "auto":
         how = "category" if declared else "text" if texts else "cooccurrence"
@@ -187,14 +194,14 @@ def _coarse(
     if how == "category":
         if not declared or table is None:
             raise ValueError(
-                f"coarse 'category' needs an item feature named one of {list(_CATEGORY_NAMES)}; "
+                f"coarse 'category' needs an item feature named one of {list(CATEGORY_NAMES)}; "
                 f"declared are {list(options.columns.item_features)}."
             )
         values = [*table.values(declared[0]), None]
-        codes, _ = codes_from_categories([values[r] for r in rows[FIRST_ID:]])
+        codes, vocabularies[COARSE] = codes_from_categories([values[r] for r in rows[FIRST_ID:]])
         where = np.arange(FIRST_ID, items.size)
     else:
-        where, vectors = _vectors(folder, items, texts, how, options, buckets)
+        where, vectors = _vectors(items, texts, how, options, sample)
         count = min(options.num_coarse or round(len(where) ** 0.5), len(where))
         codes = coarse_codes(vectors, num_clusters=max(1, count), seed=options.seed)
     coarse[where] = np.where(codes >= 0, codes + FIRST_ID, UNKNOWN)
@@ -202,12 +209,11 @@ def _coarse(
 
 
 def _vectors(
-    folder: Path,
     items: Items,
     texts: dict[str, npt.NDArray[np.float32]],
     how: str,
     options: ItemOptions,
-    buckets: int,
+    sample: Sample,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Items that have a vector to cluster, and the vectors."""
     if how == "text":
@@ -215,19 +221,19 @@ def _vectors(
             raise ValueError("coarse 'text' needs text_features; none is declared.")
         found = np.concatenate(list(texts.values()), axis=1)
     else:
-        from recsys.data.cooccurrence import cooccurrence, cooccurrence_vectors
+        from recsys.data.cooccurrence import cooccurrence_vectors
 
-        user, item = training_sample(folder, buckets, options.coarse_events)
-        graph = cooccurrence(user, item, num_items=items.size)
-        width = max(1, min(64, items.size - 2))
-        found = cooccurrence_vectors(graph, width=width, seed=options.seed)
+        user, item = sample(options.coarse_events)
+        found = cooccurrence_vectors(
+            user, item, num_items=items.size, width=_COARSE_WIDTH, seed=options.seed
+        )
     where = np.flatnonzero(np.abs(found).sum(1) > 0)
     where = where[where >= FIRST_ID]
     return where, found[where]
 
 
 def training_sample(
-    folder: Path, buckets: int, limit: int
+    folder: Path, buckets: int, limit: int, *, skip: int | None = None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Training events of whole users, up to a limit, so that memory does not grow with the log.
 
@@ -235,6 +241,7 @@ def training_sample(
         folder: The data set.
         buckets: Files of histories.
         limit: Most events to return.
+        skip: Behavior code of events to leave out.
 
     Returns:
         User ordinals and internal item ids, (events,), grouped by user, chronological.
@@ -247,11 +254,14 @@ def training_sample(
         lengths = train_end[:fits].astype(np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)])
         places = np.arange(starts[-1]) + np.repeat(bucket.offsets[:fits] - starts[:-1], lengths)
-        users.append(np.repeat(np.arange(first, first + fits), lengths))
-        if len(places):
-            items.append(bucket.events["item"][places].astype(np.int64))
+        user = np.repeat(np.arange(first, first + fits), lengths)
+        if skip is not None:
+            done = bucket.events["behavior"][places] != skip
+            user, places = user[done], places[done]
+        users.append(user)
+        items.append(bucket.events["item"][places].astype(np.int64))
         first, left = first + fits, left - int(starts[-1])
         if fits < len(train_end):
             _LOG.info("Co-occurrence is counted on %d of the training events.", limit - left)
             break
-    return np.concatenate(users), np.concatenate(items) if items else np.zeros(0, np.int64)
+    return np.concatenate(users), np.concatenate(items)

@@ -5,7 +5,9 @@ happened, so that recommenders *and* explanations can be tested against the trut
 
 A click is, by chance, a **taste** (a topic of the user, in the session's mood and price tier), a
 **transition** (a likely follow-up of the click before), a **trend** (one of a few items that are
-hot for three days), a **repeat** (back to one of the user's first clicks) or **noise**. Favourites,
+hot for three days), a **repeat** (back to one of the user's first clicks), **noise** or, where the
+log is made search-like, a **query** (one of a few items that everyone who searches this phrase
+wants for six days: other searchers' clicks tell it, the user's own past does not). Favourites,
 carts and orders follow from clicks (kind ``funnel``): more often in the user's topics and price
 tier, see ``CART_LOGIT`` and ``ORDER_LOGIT``. Weekday and hour move tastes; popularity drifts; a
 tenth of the items is released late.
@@ -74,6 +76,10 @@ class SyntheticConfig:
     repeat_share: float = 0.08
     trend_share: float = 0.08
     noise_share: float = 0.05
+    query_share: float = 0.0
+    """Probability that a click of a session that starts with a search answers the query."""
+    search_share: float = 0.3
+    """Sessions that start with a search."""
     impression_share: float = 0.2
     """Clicks whose result list is logged in the impressions table."""
     list_length: int = 10
@@ -98,11 +104,17 @@ class SyntheticConfig:
                 f"num_items ({self.num_items}) must be at least 6 a domain "
                 f"({6 * self.num_domains})."
             )
-        shares = {name: getattr(self, f"{name}_share") for name in KINDS[1:5]}
+        shares = self.shares
         if min(shares.values()) < 0 or sum(shares.values()) > 1:
             raise ValueError(f"shares {shares} must not be below 0 or above 1 together.")
-        if not 0 <= self.impression_share <= 1:
-            raise ValueError(f"impression_share ({self.impression_share}) must lie in 0 … 1.")
+        for name in ("impression_share", "search_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must lie in 0 … 1.")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Probability of each kind of click; what is left is taste."""
+        return {name: getattr(self, f"{name}_share") for name in KINDS[1:-1]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +130,8 @@ class World:
     """``user_id age_group region device price_level``."""
     impressions: pa.Table
     """A row a shown item: ``request_id user_id item_id timestamp position click cart order`` and
-    ``price`` (and ``domain``). One list in five has no click."""
+    ``price`` (and ``domain``; and ``query`` in a search-like log). One list in five has no
+    click."""
     causes: pa.Table
     """A row an event, same order: ``event kind cause_event topic session``. ``event`` and
     ``cause_event`` are row numbers of ``events``; ``topic`` is the item's category (the second of
@@ -282,7 +295,8 @@ def _blocks(config: SyntheticConfig, items: Items, users: Users) -> Iterator[Blo
             users,
             items,
             range(start, min(start + size, config.num_users)),
-            shares={name: getattr(config, f"{name}_share") for name in KINDS[1:5]},
+            shares=config.shares,
+            search_share=config.search_share,
             start_time=START_TIME,
             num_days=config.num_days,
             rng=np.random.default_rng([config.seed, 5, number]),
@@ -380,6 +394,9 @@ def _impressions(
         "price": price[shown[keep]],
         **{name: label[i][keep] for i, name in enumerate(("click", "cart", "order"))},
     }
+    if config.query_share > 0:
+        query = np.repeat(block.query[clicks], length).reshape(count, length)[keep]
+        columns["query"] = _name(topic_queries(items.topics).ravel(), query)
     if config.num_domains > 1:
         columns["domain"] = _name(domain_names(config.num_domains), items.domain[shown[keep]])
     return pa.table(columns)

@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.data.synthetic_items import (
+    ANSWER_DAYS,
     FOLLOW_UP_SHARES,
+    NUM_ANSWERS,
     NUM_BINS,
+    NUM_PHRASES,
     NUM_TIERS,
     NUM_TRENDING,
     TREND_DAYS,
@@ -21,8 +24,8 @@ from recsys.data.synthetic_items import (
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-KINDS = ("taste", "transition", "trend", "repeat", "noise", "funnel")
-TASTE, TRANSITION, TREND, REPEAT, NOISE, FUNNEL = range(6)
+KINDS = ("taste", "transition", "trend", "repeat", "noise", "query", "funnel")
+TASTE, TRANSITION, TREND, REPEAT, NOISE, QUERY, FUNNEL = range(7)
 BEHAVIORS = ("click", "cart", "order", "favorite")
 CLICK, CART, ORDER, FAVORITE = range(4)
 DEVICES = ("mobile", "desktop", "tablet")
@@ -80,7 +83,7 @@ class Block:
     behavior: Ints
     device: Ints
     query: Ints
-    """``topic · 4 + phrase``; -1 = the session did not start with a search."""
+    """``topic · phrases + phrase``; -1 = the session did not start with a search."""
     session: Ints
     """Ordinal of the session inside the block."""
     kind: Ints
@@ -145,6 +148,7 @@ def make_block(
     rows: range,
     *,
     shares: dict[str, float],
+    search_share: float,
     start_time: int,
     num_days: int,
     rng: np.random.Generator,
@@ -155,7 +159,9 @@ def make_block(
         users: All users.
         items: All items.
         rows: The users to generate.
-        shares: Probability of a click's kind: transition, trend, repeat, noise; the rest is taste.
+        shares: Probability of a click's kind: transition, trend, repeat, noise, query; the rest is
+            taste.
+        search_share: Probability that a session starts with a search.
         start_time: Seconds since 1970.
         num_days: Length of the period.
         rng: Randomness of this block alone.
@@ -187,12 +193,19 @@ def make_block(
     item = _independent_items(
         users, items, user, topic[session], domain[session], kind, time, num_days, rng
     )
-    _follow(items, item, kind, source, step, rng)
-
-    searched = rng.random(len(start)) < 0.3
-    query = np.where(searched, topic * 4 + rng.integers(0, 4, len(start)), -1)
+    edges = np.cumsum(FOLLOW_UP_SHARES)[:-1]
+    choice = (rng.random(len(item))[:, None] >= edges).sum(1)
+    searched = rng.random(len(start)) < search_share
+    phrase = rng.integers(0, NUM_PHRASES, len(start))
+    query = np.where(searched, topic * NUM_PHRASES + phrase, -1)
     other = rng.choice(len(DEVICES), len(start), p=(0.6, 0.3, 0.1))
     device = np.where(rng.random(len(start)) < 0.8, users.device[session_user], other)
+    kind[(kind == QUERY) & (query[session] < 0)] = TASTE
+    asked = np.flatnonzero(kind == QUERY)
+    period = np.minimum(time[asked] // DAY_S, num_days - 1) // ANSWER_DAYS
+    wanted = rng.integers(0, NUM_ANSWERS, len(asked))
+    item[asked] = items.answers[period, domain[session[asked]], query[session[asked]], wanted]
+    _follow(items, item, kind, source, step, choice)
     clicks = Block(
         user=user,
         item=item,
@@ -272,9 +285,10 @@ def _kinds(
     draw = rng.random(len(step))
     kind = np.full(len(step), TASTE)
     edge = 0.0
-    for code, name in ((TREND, "trend"), (NOISE, "noise"), (REPEAT, "repeat")):
-        kind[(draw >= edge) & (draw < edge + shares[name])] = code
-        edge += shares[name]
+    for code in (TREND, NOISE, REPEAT, QUERY):
+        share = shares[KINDS[code]]
+        kind[(draw >= edge) & (draw < edge + share)] = code
+        edge += share
     moves = np.where(opens, 0.5, 1.0) * shares["transition"]
     kind[(draw >= edge) & (draw < edge + moves)] = TRANSITION
     same_domain = np.diff(domain, prepend=-1) == 0
@@ -310,12 +324,8 @@ def _independent_items(
     return np.where(kind == TREND, hot, item)
 
 
-def _follow(
-    items: Items, item: Ints, kind: Ints, source: Ints, step: Ints, rng: np.random.Generator
-) -> None:
+def _follow(items: Items, item: Ints, kind: Ints, source: Ints, step: Ints, choice: Ints) -> None:
     """Fill in transitions and repeats, all users' first clicks first, then their second."""
-    edges = np.cumsum(FOLLOW_UP_SHARES)[:-1]
-    choice = (rng.random(len(item))[:, None] >= edges).sum(1)
     waits = np.flatnonzero(source >= 0)
     waits = waits[np.argsort(step[waits], kind="stable")]
     for now in np.split(waits, np.flatnonzero(np.diff(step[waits])) + 1):

@@ -20,6 +20,11 @@ NUM_BINS = 12
 TREND_DAYS = 3
 NUM_TRENDING = 6
 """Items that trend at once in a domain."""
+NUM_PHRASES = 4
+"""Search phrases that lead to a topic."""
+ANSWER_DAYS = 6
+NUM_ANSWERS = 5
+"""Items that searchers of one phrase want at once in a domain."""
 LATE_SHARE = 0.1
 """Items released after the period's start: cold when they come."""
 ITEM_ID_START = 10_000
@@ -89,6 +94,8 @@ class Items:
     """(N, 3) rows of the items that tend to follow, likeliest first."""
     trending: Ints
     """(trend periods, domains, trending) rows."""
+    answers: Ints
+    """(answer periods, domains, queries, answers) rows of the query's topic."""
     _order: Ints
     _cell_start: Ints
     _cumulative: Floats
@@ -145,6 +152,8 @@ def make_items(
         np.flatnonzero((release == 0) & (group // len(topics) == d)) for d in range(num_domains)
     ]
     periods = -(-num_days // TREND_DAYS)
+    follow_ups = _follow_ups(group, release, order, cell_start, len(topics), rng)
+    trending = np.stack([rng.choice(rows, (periods, NUM_TRENDING)) for rows in always], axis=1)
     return Items(
         topics=topics,
         num_domains=num_domains,
@@ -152,8 +161,11 @@ def make_items(
         domain=group // len(topics),
         tier=cell % NUM_TIERS,
         release_bin=release,
-        follow_ups=_follow_ups(group, release, order, cell_start, len(topics), rng),
-        trending=np.stack([rng.choice(rows, (periods, NUM_TRENDING)) for rows in always], axis=1),
+        follow_ups=follow_ups,
+        trending=trending,
+        answers=_answers(
+            group, release, num_domains, len(topics), -(-num_days // ANSWER_DAYS), rng
+        ),
         _order=order,
         _cell_start=cell_start,
         _cumulative=np.concatenate(([0.0], np.cumsum(weight))),
@@ -180,6 +192,16 @@ def _follow_ups(
     newer = release[found] > release[:, None]
     found[newer] = np.broadcast_to(np.arange(len(group))[:, None], found.shape)[newer]
     return found
+
+
+def _answers(
+    group: Ints, release: Ints, domains: int, topics: int, periods: int, rng: np.random.Generator
+) -> Ints:
+    """What each query's searchers want in each period: items of its topic, always there."""
+    always = [np.flatnonzero((group == one) & (release == 0)) for one in range(domains * topics)]
+    drawn = [rng.choice(rows, (periods, NUM_PHRASES, NUM_ANSWERS)) for rows in always]
+    found: Ints = np.stack(drawn, axis=1)
+    return found.reshape(periods, domains, topics * NUM_PHRASES, NUM_ANSWERS)
 
 
 def items_table(items: Items, *, seed: int) -> pa.Table:
@@ -240,10 +262,13 @@ def domain_names(num_domains: int) -> NDArray[np.object_]:
 
 
 def topic_queries(topics: tuple[str, ...]) -> NDArray[np.object_]:
-    """(topics, 4) search phrases that lead to each topic."""
+    """(topics, phrases) search phrases that lead to each topic."""
     words = _words(len(topics))
     return np.array(
-        [[" ".join(words[name][1][i : i + 2]) for i in range(0, 8, 2)] for name in topics],
+        [
+            [" ".join(words[name][1][2 * i : 2 * i + 2]) for i in range(NUM_PHRASES)]
+            for name in topics
+        ],
         dtype=object,
     )
 

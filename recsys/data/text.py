@@ -1,4 +1,4 @@
-"""Frozen text vectors of items: TF-IDF and a truncated SVD, or a sentence encoder on demand.
+"""Frozen text vectors: TF-IDF and a truncated SVD, or a sentence encoder on demand.
 
 The default needs no download and no GPU. Anything that maps texts to rows of equal width can take
 its place: see ``TextEncoder``.
@@ -21,6 +21,25 @@ class TextEncoder(Protocol):
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one unit vector a text, ``(n, width)`` float32; zeros for an empty text."""
         ...
+
+
+def encode_texts(
+    texts: Sequence[str], *, model: str | None = None, width: int = 64, seed: int = 0
+) -> NDArray[np.float32]:
+    """Turn texts into unit vectors by a pretrained encoder or, without one, by ``text_vectors``.
+
+    Args:
+        texts: Any number of texts; an empty one becomes zeros.
+        model: Local folder or hub name of a ``transformers`` encoder, which has its own width.
+        width: Length of a vector without a model.
+        seed: As for ``text_vectors``.
+
+    Returns:
+        ``(n, width)`` float32.
+    """
+    if model is not None:
+        return TransformerTextEncoder(model)(texts)
+    return text_vectors(texts, width=width, seed=seed)
 
 
 def text_vectors(texts: Sequence[str], *, width: int = 64, seed: int = 0) -> NDArray[np.float32]:

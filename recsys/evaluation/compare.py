@@ -122,6 +122,11 @@ def read_report(folder: Path) -> Report:
         ValueError: If there is none, or it is of another version.
     """
     values = read_json(folder / REPORT_FILE)
+    if isinstance(values, dict) and values.get("stage") == "ranking":
+        raise ValueError(
+            f"{folder} holds a report of the ranking stage: to compare models there, evaluate them "
+            "in one run, --model A --model B, on the same lists."
+        )
     found = values.get("version") if isinstance(values, dict) else None
     if found != REPORT_VERSION:
         raise ValueError(

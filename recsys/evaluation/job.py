@@ -58,7 +58,7 @@ def report_on(
         out,
         report,
         table,
-        user_ids=external_user_ids(dataset, table),
+        user_ids=external_user_ids(dataset, table.user_index),
         item_ids=dataset.catalogue.item_ids.to_pylist(),
         slices=slices,
     )

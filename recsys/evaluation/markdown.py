@@ -32,12 +32,16 @@ def markdown(report: Report, *, figures: Sequence[str] = ()) -> str:
         parts.append(f"## Lists\n\n{_LISTS.format(k=report.list_k)}\n\n" + _lists(report))
     overall = [d for d in report.differences if not d.slice]
     if overall:
-        parts.append("## Differences, user by user\n\n" + _DIFFERENCES + "\n\n" + _table(overall))
+        parts.append(
+            "## Differences, user by user\n\n" + DIFFERENCES + "\n\n" + difference_table(overall)
+        )
     if report.slices:
         parts.append(f"## Slices\n\nMean {recall} / {ndcg}.\n\n" + _slices(report))
     inside = [d for d in report.differences if d.slice and d.metric == ndcg]
     if inside:
-        parts.append(f"### Does reasoning help here? ({ndcg})\n\n" + _table(inside, slices=True))
+        parts.append(
+            f"### Does reasoning help here? ({ndcg})\n\n" + difference_table(inside, slices=True)
+        )
     if figures:
         parts.append("## Figures\n\n" + "\n\n".join(f"![{f.split('.')[0]}]({f})" for f in figures))
     return "\n\n".join(parts) + "\n"
@@ -48,12 +52,13 @@ _LISTS = (
     "alike), mean log popularity, the same less that of the user's history, novelty in bits, share "
     "of pairs of unlike category."
 )
-_DIFFERENCES = (
+DIFFERENCES = (
     "`a - b` over the same users. *Detectable* is the smallest true difference that these users "
     "would show as significant (5 %) four times out of five. *p* is adjusted (Holm) over the rows "
     "of one metric. An interval that excludes 0 is in bold. Seeds vary too: repeat a training "
     "before believing a small gain."
 )
+"""What a reader must know of a table of differences."""
 
 
 def summary_rows(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -119,7 +124,7 @@ def _heads(report: Report) -> str:
         [head.scorer, _head_name(head), *(interval(head.metrics[name]) for name in names)]
         for head in report.heads
     ]
-    return _grid(["scorer", "head", *names], rows)
+    return grid(["scorer", "head", *names], rows)
 
 
 def _curves(report: Report) -> str:
@@ -127,13 +132,13 @@ def _curves(report: Report) -> str:
     rows = [
         [head.name, *(f"{head.metrics[name].mean:.4f}" for name in names)] for head in report.heads
     ]
-    return _grid(["head", *names], rows)
+    return grid(["head", *names], rows)
 
 
 def _lists(report: Report) -> str:
     names = list(next(head.lists for head in report.heads if head.lists))
     rows = [[head.name, *(_number(head.lists.get(n)) for n in names)] for head in report.heads]
-    return _grid(["head", *names], rows)
+    return grid(["head", *names], rows)
 
 
 def _slices(report: Report) -> str:
@@ -151,10 +156,19 @@ def _slices(report: Report) -> str:
         rows.append(
             [column, value, users, *(f"{m[recall].mean:.4f} / {m[ndcg].mean:.4f}" for m in metrics)]
         )
-    return _grid(["slice", "value", "users", *(head.name for head in shown)], rows)
+    return grid(["slice", "value", "users", *(head.name for head in shown)], rows)
 
 
-def _table(differences: Sequence[DifferenceReport], *, slices: bool = False) -> str:
+def difference_table(differences: Sequence[DifferenceReport], *, slices: bool = False) -> str:
+    """Differences as a Markdown table.
+
+    Args:
+        differences: Which ones.
+        slices: Whether to name their slices.
+
+    Returns:
+        The table; intervals that exclude 0 are in bold.
+    """
     rows = []
     for d in differences:
         mean = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
@@ -171,10 +185,11 @@ def _table(differences: Sequence[DifferenceReport], *, slices: bool = False) -> 
             ]
         )
     names = ["a", "b", "metric", "a - b", "relative", "detectable", "p (Holm)"]
-    return _grid([*(["slice", "users"] if slices else []), *names], rows)
+    return grid([*(["slice", "users"] if slices else []), *names], rows)
 
 
-def _grid(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def grid(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of column names and rows."""
     lines = [list(names), ["---"] * len(names), *[list(row) for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -1,12 +1,14 @@
 """Saved models and baselines on a prepared data set: from folders to the per-user table."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from recsys.batch import EvaluationBatch
-from recsys.config import from_dict
+from recsys.config import from_dict, read_json
+from recsys.context.anchors import AnchorReader
 from recsys.context.config import ContextConfig
 from recsys.context.loader import evaluation_batches
 from recsys.data.dataset import PreparedDataset
@@ -15,7 +17,12 @@ from recsys.evaluation.protocol import Scorer
 from recsys.evaluation.run import ITEM_BLOCK, evaluate
 from recsys.evaluation.scorers import ModelScorer
 from recsys.evaluation.table import UserTable
+from recsys.evaluation.translate import Translation, same_codes
+from recsys.model.onepiece import OnePiece
 from recsys.model.save import load_pretrained
+from recsys.types import FIRST_ID
+
+_LOG = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, what is done and the total."""
@@ -40,8 +47,8 @@ class EvaluationConfig:
     """Length of the lists behind coverage, novelty and diversity; 0 = none."""
     max_users: int | None = None
     """Test about so many users, spread evenly; all by default."""
-    batch_size: int = 256
-    """Users at once."""
+    batch_size: int = 64
+    """Users at once: few enough that what is computed of them stays in the processor's cache."""
     item_block: int = ITEM_BLOCK
     """Items at once."""
     device: str = "cpu"
@@ -58,7 +65,8 @@ def evaluate_models(
 
     Args:
         models: Folders that ``save_pretrained`` wrote; each is read with its own context.
-        dataset: The prepared data set that the models were trained on.
+        dataset: The prepared data set to test on: the one the models were trained on, or a later
+            one, whose new items an older model never recommends.
         config: How.
         progress: Told of the users done.
 
@@ -66,7 +74,7 @@ def evaluate_models(
         Ranks of every request under every head; models come first.
 
     Raises:
-        ValueError: If there is nothing to test, a model is of another catalogue, or what
+        ValueError: If there is nothing to test, a model does not fit the data, or what
             ``evaluate`` raises.
     """
     if not models and not config.baselines:
@@ -87,6 +95,7 @@ def evaluate_models(
             part=config.part,
             batch_size=config.batch_size,
             max_users=config.max_users,
+            anchors=AnchorReader.open(dataset.path, context) if context.anchors else None,
         )
         total = min(config.max_users or dataset.manifest.num_users, dataset.manifest.num_users)
         found = evaluate(
@@ -101,13 +110,28 @@ def evaluate_models(
         )
         table = found if table is None else table.merge(found)
     assert table is not None
+    for scorers in groups.values():
+        _tell_of_unknown_targets(scorers, table)
     return table
+
+
+def _tell_of_unknown_targets(scorers: Sequence[Scorer], table: UserTable) -> None:
+    """Misses that no model could help, of models older than the data."""
+    for scorer in scorers:
+        if isinstance(scorer, ModelScorer) and scorer.is_unknown is not None:
+            missed = int((scorer.is_unknown[table.target] & table.target_known).sum())
+            _LOG.warning(
+                "%s does not know %d of the %d items that are asked for: misses.",
+                scorer.name,
+                missed,
+                table.num_requests,
+            )
 
 
 def load_scorer(
     folder: Path, dataset: PreparedDataset, *, name: str, device: str = "cpu"
 ) -> tuple[ContextConfig, ModelScorer]:
-    """Load a model for testing.
+    """Load a model for testing, on its own data set or on a later one.
 
     Args:
         folder: What ``save_pretrained`` wrote.
@@ -119,21 +143,61 @@ def load_scorer(
         How its requests are assembled, and the scorer.
 
     Raises:
-        ValueError: If the model's catalogue is not the data set's.
+        ValueError: If the model knows nothing of the data set, or reads what it lacks.
     """
-    model, _, manifest, context = load_pretrained(folder)
-    key = "items.arrow"
-    if manifest.hashes.get(key) != dataset.manifest.hashes.get(key):
+    model, catalogue, manifest, context = load_pretrained(folder)
+    translation = None
+    words = read_json(folder / "vocabularies.json")
+    if not same_codes(dataset, catalogue, manifest, words):
+        translation = Translation.between(dataset, catalogue, manifest, words)
+        trained = dataset.catalogue.num_trained
+        known = trained - int(translation.is_unknown[FIRST_ID : FIRST_ID + trained].sum())
+        _LOG.warning(
+            "%s was trained on other data than %s and knows %d of its %d trained items; it never "
+            "recommends the others.",
+            folder,
+            dataset.path,
+            known,
+            trained,
+        )
+        learnt, held_back = manifest.validation_time, dataset.manifest.validation_time
+        if learnt is not None and held_back is not None and learnt > held_back:
+            _LOG.warning(
+                "%s was trained on events up to %d, and %s holds those back from %d on: the model "
+                "may have seen the answers it is asked for.",
+                folder,
+                learnt,
+                dataset.path,
+                held_back,
+            )
+    scorer = ModelScorer(model.to(device), name=name, device=device, translation=translation)
+    return from_dict(ContextConfig, context, where=f"{folder}/config.json"), scorer
+
+
+def load_model(
+    folder: Path, dataset: PreparedDataset, *, device: str = "cpu"
+) -> tuple[ContextConfig, OnePiece]:
+    """Load a model and see that it is of a data set.
+
+    Args:
+        folder: What ``save_pretrained`` wrote.
+        dataset: The prepared data set to test on.
+        device: Where it runs.
+
+    Returns:
+        How its requests are assembled, and the model in evaluation mode.
+
+    Raises:
+        ValueError: If items, behaviors or words have other codes in the data set.
+    """
+    model, catalogue, manifest, context = load_pretrained(folder)
+    if not same_codes(dataset, catalogue, manifest, read_json(folder / "vocabularies.json")):
         raise ValueError(
             f"The model {folder} was trained on another catalogue than {dataset.path}: their item "
             "ids mean different items. Evaluate it on the data set it was trained on."
         )
-    model.to(device)
     where = f"{folder}/config.json"
-    return (
-        from_dict(ContextConfig, context, where=where),
-        ModelScorer(model, name=name, device=device),
-    )
+    return from_dict(ContextConfig, context, where=where), model.to(device)
 
 
 def model_names(folders: Sequence[Path]) -> list[str]:

@@ -2,10 +2,13 @@
 
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.batch import ContextBatch, EvaluationBatch
+from recsys.evaluation.translate import Translation
 
 
 class QueryModel(Protocol):
@@ -28,6 +31,8 @@ class ModelScorer:
         name: What reports call it.
         heads: Which of the model's heads to test, the answer last; None = all.
         device: Where the model is and scores are computed.
+        translation: Where the requests are of other data than the model: items that it does not
+            know then score -inf.
 
     Raises:
         ValueError: If the model is in training mode.
@@ -40,13 +45,22 @@ class ModelScorer:
         name: str = "model",
         heads: tuple[str, ...] | None = None,
         device: torch.device | str = "cpu",
+        translation: Translation | None = None,
     ) -> None:
         if getattr(model, "training", False):
             raise ValueError(f"Model {name!r} is in training mode: call its eval() first.")
         self.name = name
         self._model = model
         self._device = torch.device(device)
-        self._items = model.item_vectors().to(self._device, torch.float32).contiguous()
+        self._known = model.item_vectors().to(self._device, torch.float32).contiguous()
+        self._items, self._unknown = self._known, None
+        self._translation = translation
+        self.is_unknown: NDArray[np.bool_] | None = None
+        """Items that the model does not know, (N,); None where it knows all."""
+        if translation is not None:
+            self.is_unknown = translation.is_unknown.numpy()
+            self._items = self._known[translation.items.to(self._device)]
+            self._unknown = translation.is_unknown.to(self._device)
         self._heads = heads
         self._batch: EvaluationBatch | None = None
         self._queries = torch.empty(0)
@@ -78,6 +92,8 @@ class ModelScorer:
                 self._buffer = queries.new_empty(rows * width)
             scores = self._buffer[: rows * width].view(rows, width)
             torch.mm(queries, self._items[start:stop].T, out=scores)
+            if self._unknown is not None:
+                scores.masked_fill_(self._unknown[start:stop], -torch.inf)
         return self._split(scores.view(len(self.heads), -1, stop - start))
 
     def score_items(self, batch: EvaluationBatch, items: Tensor) -> dict[str, Tensor]:
@@ -94,9 +110,12 @@ class ModelScorer:
             ValueError: If the model has no such head, or answers several requests a row.
         """
         # The diagonal of a product, not a sum of products: its bits are those of ``score``.
-        wanted = self._items[items.to(self._device)]
-        scores = (self._read(batch) @ wanted.T).view(len(self.heads), len(items), len(items))
-        return self._split(scores.diagonal(dim1=1, dim2=2))
+        items = items.to(self._device)
+        scores = self._read(batch) @ self._items[items].T
+        if self._unknown is not None:
+            scores.masked_fill_(self._unknown[items], -torch.inf)
+        square = scores.view(len(self.heads), len(items), len(items))
+        return self._split(square.diagonal(dim1=1, dim2=2))
 
     def _split(self, stacked: Tensor) -> dict[str, Tensor]:
         return {head: stacked[i] for i, head in enumerate(self.heads)}
@@ -104,9 +123,11 @@ class ModelScorer:
     def _read(self, batch: EvaluationBatch) -> Tensor:
         """Queries of every head, (heads * B, D), kept for the blocks of one batch."""
         if self._batch is not batch:
-            context = batch.context.to(self._device)
+            context = batch.context
+            if self._translation is not None:
+                context = self._translation(context)
             with torch.inference_mode():
-                found = self._model.queries(context, self._items)
+                found = self._model.queries(context.to(self._device), self._known)
             if self._heads is None:
                 self._heads = tuple(found)
             missing = [head for head in self._heads if head not in found]

@@ -145,12 +145,12 @@ def target_events(dataset: PreparedDataset, table: UserTable, column: str) -> Co
     return found
 
 
-def external_user_ids(dataset: PreparedDataset, table: UserTable) -> list[str]:
-    """External ids of the tested users.
+def external_user_ids(dataset: PreparedDataset, user_index: Codes) -> list[str]:
+    """External ids of users.
 
     Args:
         dataset: The data set that was evaluated.
-        table: What ``evaluate`` returned.
+        user_index: Rows of the users in it, ascending, (R,).
 
     Returns:
         One id a request.
@@ -158,7 +158,7 @@ def external_user_ids(dataset: PreparedDataset, table: UserTable) -> list[str]:
     found: list[str] = []
     base = 0
     for bucket in dataset.buckets:
-        here = (table.user_index >= base) & (table.user_index < base + bucket.num_users)
-        found += bucket.user_ids.take(table.user_index[here] - base).to_pylist()
+        here = (user_index >= base) & (user_index < base + bucket.num_users)
+        found += bucket.user_ids.take(user_index[here] - base).to_pylist()
         base += bucket.num_users
     return found

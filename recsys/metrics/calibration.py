@@ -31,9 +31,26 @@ def log_loss(labels: ArrayLike, probabilities: ArrayLike, *, floor: float = 1e-7
         >>> round(log_loss([1, 0], [0.5, 0.5]), 4)  # log 2
         0.6931
     """
+    return float(log_losses(labels, probabilities, floor=floor).mean())
+
+
+def log_losses(labels: ArrayLike, probabilities: ArrayLike, *, floor: float = 1e-7) -> Floats:
+    """Negative log likelihood of each label.
+
+    Args:
+        labels: 0 or 1, (n,).
+        probabilities: Predicted probability of a 1, (n,).
+        floor: Probabilities are kept this far from 0 and 1.
+
+    Returns:
+        Nats, (n,).
+
+    Raises:
+        ValueError: If the arrays are empty, differ in length, or hold other values.
+    """
     y, p = _checked(labels, probabilities)
     p = np.clip(p, floor, 1 - floor)
-    return float(-np.where(y == 1, np.log(p), np.log1p(-p)).mean())
+    return -np.where(y == 1, np.log(p), np.log1p(-p))
 
 
 def normalized_entropy(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -135,6 +152,29 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> tupl
         >>> grouped_auc([1, 0, 0, 1, 1], [2.0, 1.0, 5.0, 4.0, 3.0], [0, 0, 1, 1, 2])
         (0.5, 1)
     """
+    each, size = auc_of_groups(labels, scores, groups)
+    usable = ~np.isnan(each)
+    if not usable.any():
+        return math.nan, len(size)
+    return float(np.average(each[usable], weights=size[usable])), int((~usable).sum())
+
+
+def auc_of_groups(
+    labels: ArrayLike, scores: ArrayLike, groups: ArrayLike
+) -> tuple[Floats, NDArray[np.int64]]:
+    """AUC inside each group, a tie counting one half.
+
+    Args:
+        labels: 0 or 1, (n,).
+        scores: Any finite numbers, (n,).
+        groups: A key for each row, (n,).
+
+    Returns:
+        By ascending key: the AUC, NaN where a group's labels are all alike, and the rows.
+
+    Raises:
+        ValueError: If the arrays are empty, differ in length, or hold other values.
+    """
     y, s = _checked(labels, scores, bounded=False)
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     if len(group) != len(y):
@@ -149,12 +189,9 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> tupl
     rank = rank - np.r_[0, np.cumsum(size)[:-1]][group] + 1
     positives = np.bincount(group, weights=y)
     negatives = size - positives
-    usable = (positives > 0) & (negatives > 0)
+    pairs = positives * negatives
     total = np.bincount(group, weights=rank * y) - positives * (positives + 1) / 2
-    if not usable.any():
-        return math.nan, len(size)
-    each = total[usable] / (positives * negatives)[usable]
-    return float(np.average(each, weights=size[usable])), int((~usable).sum())
+    return np.where(pairs > 0, total / np.maximum(pairs, 1), math.nan), size
 
 
 def _checked(

@@ -1,7 +1,8 @@
 """What a model is made of: one frozen config a part, composed into ``RecommenderConfig``."""
 
+import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from recsys.schema import Feature, Manifest
 from recsys.types import FIRST_BEHAVIOR, FIRST_ID
@@ -20,6 +21,9 @@ class EncoderConfig:
     dropout: float = 0.2
     max_history: int = 200
     """History tokens a prefix holds; a training run takes its context's."""
+    attention: Literal["causal", "full"] = "causal"
+    """``full`` lets the history, anchors, situation and candidates of the one request of a row all
+    see each other: OnePiece's own form, without prefix head; for ablations."""
     positions: Literal["learned", "rotary", "both"] = "both"
     relative_bias: bool = False
     """Add a learned bias by distance in positions and, where logs have times, in time."""
@@ -67,6 +71,50 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig:
+    """A ``transformers`` decoder in the place of the compact backbone; by default none."""
+
+    source: str | None = None
+    """Pretrained weights: a local folder or a name on the Hugging Face hub; safetensors only."""
+    settings: str = ""
+    """Instead of a source, the config of a model with random weights as JSON:
+    ``{"model_type": "qwen3", "hidden_size": 64, …}``."""
+    tune: Literal["frozen", "lora", "full"] = "lora"
+    """Train nothing of the model, low-rank adapters on all its linear maps, or all of it."""
+    lora_rank: int = 8
+
+    def __post_init__(self) -> None:
+        """Check that at most one model is described."""
+        if self.source and self.settings:
+            raise ValueError(
+                f"source ({self.source!r}) and settings ({self.settings!r}) must not both be "
+                "given: a model has pretrained weights or random ones."
+            )
+        if self.settings and "model_type" not in self.model_settings:
+            raise ValueError(
+                f"settings ({self.settings!r}) must name a model_type, such as 'qwen3'."
+            )
+        if self.lora_rank < 1:
+            raise ValueError(f"lora_rank ({self.lora_rank}) must be at least 1.")
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether no model is described, which stands for the library's own backbone."""
+        return not self.source and not self.settings
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """The settings as values."""
+        try:
+            values = json.loads(self.settings)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"settings ({self.settings!r}) must be JSON: {error}.") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"settings ({self.settings!r}) must be a JSON object.")
+        return values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ReasonerConfig:
     """The block-causal latent reasoner."""
 
@@ -102,6 +150,39 @@ class ReasonerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RankerConfig:
+    """The ranking stage: candidates in groups as one reasoning block, step by step."""
+
+    decoder: Literal["none", "own", "shared"] = "none"
+    """As the reasoner's; ``none`` leaves the model a retriever."""
+    num_steps: int | None = None
+    """K; None is one a task. 0 answers every task from the candidates' first pass."""
+    num_layers: int = 1
+    """Layers of an own decoder."""
+    step_embedding: bool = True
+    progressive: bool = True
+    """Each step answers its own task, weakest first; else the last step answers all."""
+    candidates_visible: bool = True
+    """Whether candidates of a group see each other."""
+    read_steps: bool = True
+    """Whether candidates see the retrieval's reasoning steps."""
+    read_score: bool = True
+    """Start from the retrieval's own score of each candidate."""
+    use_position: bool = False
+    """Read the place in the list that was shown, in training; scoring keeps it neutral."""
+    isolated: bool = True
+    """Stop the ranking's gradients at whatever the retrieval uses."""
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        if (self.num_steps or 0) < 0 or self.num_layers < 1:
+            raise ValueError(
+                f"num_steps ({self.num_steps}) must be at least 0, num_layers "
+                f"({self.num_layers}) at least 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataSizes:
     """What the model must know of the data: table sizes and declared features."""
 
@@ -114,10 +195,31 @@ class DataSizes:
     item_features: tuple[Feature, ...] = ()
     user_features: tuple[Feature, ...] = ()
     event_features: tuple[Feature, ...] = ()
+    situation_features: tuple[Feature, ...] = ()
+    """What the situation token is made of."""
+    situation_texts: tuple[Feature, ...] = ()
+    """Those of them that have text vectors, a row a code, and how wide these are."""
+    anchor_lengths: tuple[int, ...] = ()
+    """Items of each group of preference anchors."""
 
     @staticmethod
-    def of(manifest: Manifest) -> "DataSizes":
-        """Sizes of a prepared data set."""
+    def of(
+        manifest: Manifest,
+        *,
+        situation: tuple[Feature, ...] = (),
+        anchor_lengths: tuple[int, ...] = (),
+    ) -> "DataSizes":
+        """Sizes of a prepared data set.
+
+        Args:
+            manifest: Its manifest.
+            situation: What the context tells of a moment.
+            anchor_lengths: Items of each group of anchors the context holds.
+
+        Returns:
+            The sizes.
+        """
+        named = {feature.name for feature in situation}
         return DataSizes(
             num_items=manifest.num_items,
             num_trained_items=manifest.num_trained_items,
@@ -128,6 +230,9 @@ class DataSizes:
             item_features=manifest.item_features,
             user_features=manifest.user_features,
             event_features=manifest.event_features,
+            situation_features=situation,
+            situation_texts=tuple(f for f in manifest.event_texts if f.name in named),
+            anchor_lengths=anchor_lengths,
         )
 
     @property
@@ -142,4 +247,24 @@ class RecommenderConfig:
 
     data: DataSizes
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     reasoner: ReasonerConfig = field(default_factory=ReasonerConfig)
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+
+    def __post_init__(self) -> None:
+        """Check that the parts go together."""
+        if not self.backbone.is_compact and (
+            self.encoder.attention == "full" or self.encoder.relative_bias
+        ):
+            raise ValueError(
+                "a transformers backbone reads causally and without relative_bias; got "
+                f"encoder.attention {self.encoder.attention!r}, {self.encoder.relative_bias}."
+            )
+        if self.encoder.attention == "full":
+            decoders = (self.reasoner.decoder, self.ranker.decoder)
+            if decoders[0] != "shared" or decoders[1] == "own" or self.encoder.relative_bias:
+                raise ValueError(
+                    "encoder.attention 'full' needs reasoner.decoder 'shared', ranker.decoder "
+                    f"'shared' or 'none', and no relative_bias; got {decoders} and "
+                    f"{self.encoder.relative_bias}."
+                )

@@ -1,18 +1,20 @@
-"""The model, top to bottom: embed → encode → reason → answer. Read this file first.
+"""The model, top to bottom: embed → encode → reason → answer → rank. Read this file first.
 
 A user's history is read once, causally (the prefix). Every position of it already answers: that is
 the *prefix head*, a SASRec-class model. Any number of requests then hang their tails on the prefix:
-two base tokens (user, situation) and K latent reasoning steps of M tokens, each of which sees the
-history before the request's cut and the request's own earlier blocks. Step k's output is read as a
-query vector r_k; the last one is the model's answer. Scores are inner products with item vectors,
-so that any maximum-inner-product index can serve them.
+preference anchors, two base tokens (user, situation) and K latent reasoning steps of M tokens, each
+of which sees the history before the request's cut and the request's own earlier blocks. Step k's
+output is read as a query vector r_k; the last one is the model's answer. Scores are inner products
+with item vectors, so that any maximum-inner-product index can serve them. The ranking stage reads
+the same prefix and the same tail, and adds the candidates as one more reasoning block.
 
 ```
                     ┌─ prefix head: a query at every position
 history ─ encoder ──┤
-                    └─ cached keys and values ─► reasoner: B_0 → B_1 → … → B_K
-user, situation ───────────────────────────────►     │      │             │
-                                                      r_0    r_1    …      r_K · z_item → scores
+                    └─ keys and values ─► reasoner: B_0 → B_1 → … → B_K ─► ranker: C_0 → C_1 → …
+anchors, user, situation ───────────────►     │      │           │           ▲      │      │
+                                             r_0    r_1   …     r_K     candidates     logits
+                                                           · z_item → scores
 ```
 """
 
@@ -22,12 +24,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.batch import ContextBatch
+from recsys.batch import CandidateSet, ContextBatch
 from recsys.data.dataset import Catalogue
-from recsys.model.config import RecommenderConfig
-from recsys.model.encoder import Encoder, PrefixState
-from recsys.model.reasoner import Reasoner, state_at
-from recsys.model.tokens import HistoryTokens, ItemEncoder, RequestTokens
+from recsys.model.backbone_hf import TransformersEncoder
+from recsys.model.config import BackboneConfig, RecommenderConfig
+from recsys.model.encoder import Encoder, PrefixState, state_at
+from recsys.model.ranker import Ranker, RankOutput
+from recsys.model.reasoner import Reasoner
+from recsys.model.tokens import AnchorTokens, HistoryTokens, ItemEncoder, RequestTokens
+from recsys.nn.tail import Tail
+from recsys.types import PAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +55,47 @@ class ItemVectors:
 
 
 @dataclass(frozen=True, slots=True)
+class BaseBlock:
+    """The tail's first block: preference anchors, then the user and the situation token."""
+
+    tokens: Tensor
+    """(B, Q, A + M, D)."""
+    position: Tensor
+    """(B, Q, A + M) int64."""
+    valid: Tensor | None
+    """False for padded anchors, (B, Q, A + M); None where there are none."""
+    num_anchors: int
+    """A: tokens at the front that are read but do not answer."""
+
+    def after(self, state: Tensor) -> Tensor:
+        """Its tokens, with the prefix's last state added to those that answer."""
+        shown = self.tokens.clone() if self.num_anchors else self.tokens
+        if not self.num_anchors:
+            return shown + state[:, :, None]
+        shown[:, :, self.num_anchors :] += state[:, :, None]
+        return shown
+
+
+@dataclass(frozen=True, slots=True)
 class ModelOutput:
     """Everything the heads and the losses read."""
 
+    batch: ContextBatch
+    items: ItemVectors
+    prefix_state: PrefixState
     prefix: Tensor
     """Query of the prefix head at every history position, (B, T, D)."""
-    steps: tuple[Tensor, ...]
+    steps: tuple[Tensor, ...] = ()
     """Queries r_0 … r_K of every request, (B, Q, D) each; empty where no requests were reasoned."""
-    latents: tuple[Tensor, ...]
+    latents: tuple[Tensor, ...] = ()
     """Blocks B_0 … B_K, (B, Q, M, D) each."""
-    items: ItemVectors
+    base: BaseBlock | None = None
+    tail: Tail | None = None
+    """Of the reasoner: the base block and every step."""
 
 
 class OnePiece(nn.Module):
-    """Retrieval with latent reasoning over a shared prefix.
+    """Retrieval and ranking with latent reasoning over a shared prefix.
 
     Args:
         config: Sizes and options.
@@ -83,10 +116,23 @@ class OnePiece(nn.Module):
         self.config = config
         self.item_encoder = ItemEncoder(config.encoder, config.data, catalogue)
         self.history_tokens = HistoryTokens(config.encoder, config.data)
-        self.encoder = Encoder(config.encoder, has_time=config.data.has_time)
+        self.encoder = (
+            Encoder(config.encoder, has_time=config.data.has_time)
+            if config.backbone.is_compact
+            else TransformersEncoder(config.backbone, config.encoder.width)
+        )
         has_reasoner = config.reasoner.decoder != "none"
-        self.request_tokens = RequestTokens(config.encoder, config.data) if has_reasoner else None
+        has_ranker = config.ranker.decoder != "none"
+        has_tail = has_reasoner or has_ranker
+        self.request_tokens = (
+            RequestTokens(config.encoder, config.data, catalogue) if has_tail else None
+        )
+        has_anchors = has_tail and config.data.anchor_lengths
+        self.anchor_tokens = AnchorTokens(config.encoder, config.data) if has_anchors else None
         self.reasoner = Reasoner(config.reasoner, config.encoder) if has_reasoner else None
+        self.ranker = (
+            Ranker(config.ranker, config.encoder, config.data.num_tasks) if has_ranker else None
+        )
         self.answer_norm = nn.LayerNorm(config.encoder.width)
         self.latent_norm = nn.LayerNorm(config.encoder.width) if has_reasoner else None
         self.answer_head = self.heads[-1]
@@ -95,24 +141,39 @@ class OnePiece(nn.Module):
         self.coarse_head = nn.Linear(config.encoder.width, coarse) if coarse else None
 
     @property
+    def saved_backbone(self) -> BackboneConfig:
+        """The backbone as a saved model must describe it."""
+        if isinstance(self.encoder, TransformersEncoder):
+            return self.encoder.saved_config
+        return self.config.backbone
+
+    @property
+    def can_rank(self) -> bool:
+        """Whether the model has a ranking stage."""
+        return self.ranker is not None
+
+    @property
     def heads(self) -> tuple[str, ...]:
         """Names of the heads, the deepest last: ``prefix``, ``step0`` … ``stepK``."""
         steps = 0 if self.reasoner is None else self.config.reasoner.num_steps + 1
-        return ("prefix", *(f"step{k}" for k in range(steps)))
+        prefix = () if self.config.encoder.attention == "full" else ("prefix",)
+        return (*prefix, *(f"step{k}" for k in range(steps)))
 
     def independent_parts(self) -> tuple[list[nn.Parameter], ...]:
         """Parameters in parts whose gradients have nothing to do with each other.
 
-        With isolated steps these are what the steps train and the rest; else all are one part.
+        What isolated stages train is a part of its own; everything else is one.
         """
-        if self.reasoner is None or not self.config.reasoner.isolated:
-            return (list(self.parameters()),)
-        tail = ("reasoner.", "request_tokens.", "latent_norm.", "coarse_head.")
+        parts: list[tuple[str, ...]] = []
+        if self.reasoner is not None and self.config.reasoner.isolated:
+            parts.append(
+                ("reasoner.", "request_tokens.", "anchor_tokens.", "latent_norm.", "coarse_head.")
+            )
+        if self.ranker is not None and self.config.ranker.isolated:
+            parts.append(("ranker.",))
         named = list(self.named_parameters())
-        return (
-            [p for name, p in named if not name.startswith(tail)],
-            [p for name, p in named if name.startswith(tail)],
-        )
+        rest = [p for name, p in named if not name.startswith(sum(parts, ()))]
+        return (rest, *([p for name, p in named if name.startswith(part)] for part in parts))
 
     def embed_items(self, ids: Tensor | None = None) -> ItemVectors:
         """Look item vectors up: the step's one lookup.
@@ -127,27 +188,62 @@ class OnePiece(nn.Module):
 
     def encode(self, batch: ContextBatch, items: ItemVectors) -> PrefixState:
         """Read the histories of a batch once."""
-        tokens = self.history_tokens(batch.history, items.take(batch.history.item))
-        return self.encoder.prefix(tokens, batch.history)
+        return self.encoder.prefix(self._history(batch, items), batch.history)
+
+    def _history(self, batch: ContextBatch, items: ItemVectors) -> Tensor:
+        return self.history_tokens(batch.history, items.take(batch.history.item))  # type: ignore[no-any-return]
+
+    def base_block(self, batch: ContextBatch, items: ItemVectors) -> BaseBlock:
+        """Embed what a request brings: anchors, user, situation."""
+        assert self.request_tokens is not None
+        cut, isolated = batch.requests.cut, self.config.reasoner.isolated
+        base = self.request_tokens(batch)
+        at = cut[..., None] + torch.arange(base.shape[2], device=base.device)
+        place = self.history_tokens.position(at.clamp(max=self.config.encoder.max_history))
+        if isolated and isinstance(place, Tensor):
+            place = place.detach()
+        base = base + place
+        if self.anchor_tokens is None:
+            return BaseBlock(base, at, None, 0)
+        anchors = batch.requests.anchor_item
+        if anchors is None:
+            lengths = self.config.data.anchor_lengths
+            raise ValueError(
+                f"The model reads preference anchors in groups of {lengths}, and the batch has "
+                "none: assemble it with the anchors of its data set or model folder."
+            )
+        vectors = items.take(anchors)
+        tokens, real, inside = self.anchor_tokens(
+            anchors, vectors.detach() if isolated else vectors
+        )
+        return BaseBlock(
+            tokens=torch.cat((tokens, base), dim=2),
+            position=torch.cat((cut[..., None] + inside, at), dim=2),
+            valid=torch.cat((real, torch.ones_like(at, dtype=torch.bool)), dim=2),
+            num_anchors=tokens.shape[2],
+        )
 
     def reason(
         self, batch: ContextBatch, prefix: PrefixState, items: ItemVectors
-    ) -> tuple[Tensor, ...]:
-        """Run the requests' tails over the prefix: B_0 … B_K, (B, Q, M, D) each.
+    ) -> tuple[BaseBlock, tuple[Tensor, ...], Tail]:
+        """Run the requests' tails over the prefix.
 
-        Empty where the model has no reasoner.
+        Returns:
+            The base block, B_0 … B_K (B, Q, M, D) each, and the tail that holds them.
         """
-        if self.reasoner is None or self.request_tokens is None:
-            return ()
-        base = self.request_tokens(batch)
-        at = batch.requests.cut[..., None] + torch.arange(base.shape[2], device=base.device)
-        last = self.config.encoder.max_history
-        position = self.history_tokens.position(at.clamp(max=last))
-        if self.config.reasoner.isolated and isinstance(position, Tensor):
-            position = position.detach()
-        base = base + position
+        assert self.reasoner is not None
+        config, cut = self.config.reasoner, batch.requests.cut
+        base = self.base_block(batch, items)
+        prefix = prefix.detach() if config.isolated else prefix
+        x = base.tokens
+        if config.decoder == "own":
+            tail = self.encoder.open_tail(prefix, batch.requests, self.reasoner.layers)
+            x = base.after(state_at(prefix.hidden, cut))
+        else:
+            tail = self.encoder.open_tail(prefix, batch.requests)
+        first = tail.append(x, base.position, base.valid, skip=base.num_anchors)
         norm = items.vectors.norm(dim=-1).mean()
-        return self.reasoner(base, prefix, batch.requests, self.encoder, norm)  # type: ignore[no-any-return]
+        return base, self.reasoner(first, tail, cut, norm), tail
 
     def answer(self, latents: Tensor) -> Tensor:
         """Read a block (..., M, D) as one query vector (..., D)."""
@@ -174,14 +270,130 @@ class OnePiece(nn.Module):
             Queries of the prefix head and of every step.
         """
         items = self.embed_items() if items is None else items
+        if self.config.encoder.attention == "full":
+            return self._forward_in_full(batch, items)
         prefix = self.encode(batch, items)
-        blocks = self.reason(batch, prefix, items) if reason else ()
-        return ModelOutput(
-            prefix=self._query(self.answer_norm(prefix.hidden)),
-            steps=tuple(self.answer(block) for block in blocks),
-            latents=blocks,
-            items=items,
+        queries = self._query(self.answer_norm(prefix.hidden))
+        if self.reasoner is None or not reason:
+            return ModelOutput(batch, items, prefix, queries)
+        base, blocks, tail = self.reason(batch, prefix, items)
+        steps = tuple(self.answer(block) for block in blocks)
+        return ModelOutput(batch, items, prefix, queries, steps, blocks, base, tail)
+
+    def _forward_in_full(self, batch: ContextBatch, items: ItemVectors) -> ModelOutput:
+        """OnePiece's own form: one request a row, and no prefix head."""
+        assert self.reasoner is not None
+        if batch.requests.cut.shape[1] != 1:
+            raise ValueError(
+                f"encoder.attention 'full' reads one request a row, not "
+                f"{batch.requests.cut.shape[1]}: set context.requests_per_row to 1."
+            )
+        base = self.base_block(batch, items)
+        prefix = self._read_in_full(batch, items, (base,))
+        tail = self.encoder.open_tail(prefix, batch.requests)
+        M = base.tokens.shape[2] - base.num_anchors
+        norm = items.vectors.norm(dim=-1).mean()
+        blocks = self.reasoner(prefix.hidden[:, None, -M:], tail, batch.requests.cut, norm)
+        steps = tuple(self.answer(block) for block in blocks)
+        nothing = prefix.hidden[:, : batch.history.item.shape[1]] * 0
+        return ModelOutput(batch, items, prefix, nothing, steps, blocks, base, tail)
+
+    def _read_in_full(
+        self, batch: ContextBatch, items: ItemVectors, blocks: tuple[BaseBlock, ...]
+    ) -> PrefixState:
+        """Read the history before the cut and a request's blocks as one sequence."""
+        x = self._history(batch, items)
+        place = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        seen = [place < batch.requests.cut]
+        for block in blocks:
+            every = torch.ones_like(block.position, dtype=torch.bool)
+            seen.append((every if block.valid is None else block.valid)[:, 0])
+        assert isinstance(self.encoder, Encoder)
+        return self.encoder.full(
+            torch.cat((x, *(block.tokens[:, 0] for block in blocks)), dim=1),
+            torch.cat((place, *(block.position[:, 0] for block in blocks)), dim=1),
+            torch.cat(seen, dim=1),
+            batch.history,
         )
+
+    def query(self, output: ModelOutput, head: str) -> Tensor:
+        """Query vectors of one head for every request, (B, Q, D); zero where nothing was seen."""
+        if head != "prefix":
+            return output.steps[int(head.removeprefix("step"))]
+        return state_at(output.prefix, output.batch.requests.cut)
+
+    def rank(self, output: ModelOutput, candidates: CandidateSet) -> RankOutput:
+        """Rank candidates of every request on what was read already.
+
+        Args:
+            output: Of this model, its requests reasoned where it has a reasoner.
+            candidates: (B, Q, G, C), among the items that were looked up.
+
+        Returns:
+            Logits by task.
+        """
+        assert self.ranker is not None
+        config, shape = self.config.ranker, candidates.item.shape
+        if not config.candidates_visible:  # a group of one sees no other
+            candidates = candidates.view(*shape[:2], -1, 1)
+        vectors = output.items.take(candidates.item)
+        query = self.query(output, self.heads[-1])
+        if config.isolated:
+            vectors, query = vectors.detach(), query.detach()
+        score = (vectors * query[:, :, None, None]).sum(dim=-1)
+        tokens = self.ranker.tokens(candidates, vectors)
+        if self.config.encoder.attention == "full":
+            found = self._rank_in_full(output, candidates, tokens, score)
+            return found.view(shape)
+        tail, start = self._ranking_tail(output)
+        groups = tail.fork(candidates.item.shape[2])
+        at = start.repeat_interleave(tokens.shape[2], dim=1)[..., None]
+        valid = (candidates.item != PAD).flatten(1, 2)
+        first = groups.append(tokens.flatten(1, 2), at.expand(valid.shape), valid)
+        found = self.ranker(candidates, first, groups, start, score)
+        return found.view(shape)  # type: ignore[no-any-return]
+
+    def _ranking_tail(self, output: ModelOutput) -> tuple[Tail, Tensor]:
+        """What candidates see beside their group, and the position (B, Q) they all have."""
+        assert self.ranker is not None
+        config, batch = self.config.ranker, output.batch
+        base = output.base or self.base_block(batch, output.items)
+        blocks = output.latents if config.read_steps else ()
+        M = base.tokens.shape[2] - base.num_anchors
+        start = batch.requests.cut + max(1, len(blocks)) * M
+        shared = config.decoder == self.config.reasoner.decoder == "shared"
+        if shared and config.read_steps and not config.isolated:
+            assert output.tail is not None
+            return output.tail, start
+        prefix, tokens = output.prefix_state, base.tokens
+        if config.isolated:
+            prefix, tokens = prefix.detach(), tokens.detach()
+            blocks = tuple(block.detach() for block in blocks)
+        layers = self.ranker.layers if config.decoder == "own" else None
+        tail = self.encoder.open_tail(prefix, batch.requests, layers)
+        tail.append(tokens, base.position, base.valid, skip=tokens.shape[2])
+        for k, block in enumerate(blocks):
+            tail.append(block, base.position[:, :, -M:] + k * M, skip=M)
+        return tail, start
+
+    def _rank_in_full(
+        self, output: ModelOutput, candidates: CandidateSet, tokens: Tensor, score: Tensor
+    ) -> RankOutput:
+        """OnePiece's own form: every group reads the whole context anew, and is read by it."""
+        assert self.ranker is not None
+        assert output.base is not None
+        batch, found = output.batch, []
+        M = output.base.tokens.shape[2] - output.base.num_anchors
+        start = batch.requests.cut + M
+        for g, block in enumerate(tokens.unbind(dim=2)):
+            group = candidates.group(g)
+            at = start[..., None].expand(block.shape[:3])
+            shown = BaseBlock(block, at, group.item[:, :, 0] != PAD, 0)
+            prefix = self._read_in_full(batch, output.items, (output.base, shown))
+            tail = self.encoder.open_tail(prefix, batch.requests)
+            first = prefix.hidden[:, None, -block.shape[2] :]
+            found.append(self.ranker(group, first, tail, start, score[:, :, g : g + 1]))
+        return RankOutput.together(found)
 
     @torch.inference_mode()
     def item_vectors(self) -> Tensor:
@@ -189,8 +401,41 @@ class OnePiece(nn.Module):
         return self.embed_items().vectors.float()
 
     @torch.inference_mode()
+    def read(self, context: ContextBatch, items: Tensor | None = None) -> ModelOutput:
+        """Read requests once, for both stages.
+
+        Args:
+            context: Requests to answer.
+            items: What ``item_vectors`` returned, to save looking it up again.
+
+        Returns:
+            What ``query_of`` and ``rank_of`` take.
+        """
+        return self(context, self.embed_items() if items is None else ItemVectors(items))  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def query_of(self, state: ModelOutput) -> Tensor:
+        """The answering query vectors, (B, Q, D)."""
+        return self.query(state, self.answer_head)
+
+    @torch.inference_mode()
+    def rank_of(self, state: ModelOutput, candidates: CandidateSet) -> Tensor:
+        """Logits of candidates by task, weakest first, (B, Q, G, C, S) float32."""
+        return self.rank(state, candidates).logits.float()
+
+    @torch.inference_mode()
+    def answers(self, context: ContextBatch, items: Tensor | None = None) -> Tensor:
+        """The answering query vectors alone, (B, Q, D), at the least cost."""
+        if self.answer_head != "prefix":
+            return self.query_of(self.read(context, items))
+        looked_up = self.embed_items() if items is None else ItemVectors(items)
+        cut = context.requests.cut
+        state = self.encoder.prefix_at(self._history(context, looked_up), context.history, cut)
+        return self._query(self.answer_norm(state)) * (cut > 0)[..., None]
+
+    @torch.inference_mode()
     def queries(self, context: ContextBatch, items: Tensor | None = None) -> dict[str, Tensor]:
-        """Query vectors of every head, for scoring.
+        """Query vectors of every head, for evaluation.
 
         Args:
             context: Requests to answer.
@@ -200,11 +445,9 @@ class OnePiece(nn.Module):
             ``prefix``, ``step0`` … ``stepK``, (B, Q, D) each, with ``answer_head`` moved to the
             end. A request without history has a zero ``prefix`` query.
         """
-        looked_up = self.embed_items() if items is None else ItemVectors(items)
-        prefix = self.encode(context, looked_up)
-        blocks = self.reason(context, prefix, looked_up)
-        at_cut = state_at(self._query(self.answer_norm(prefix.hidden)), context.requests.cut)
-        steps = {f"step{k}": self.answer(block) for k, block in enumerate(blocks)}
-        found = {"prefix": at_cut, **steps}
+        if self.heads == ("prefix",):
+            return {"prefix": self.answers(context, items)}
+        output = self.read(context, items)
+        found = {head: self.query(output, head) for head in self.heads}
         answer = found.pop(self.answer_head)
         return {**found, self.answer_head: answer}

@@ -3,12 +3,14 @@
 ```
 config.json          {"version", "model": RecommenderConfig, "answer": head, "context": …}
 model.safetensors    weights
-manifest.json  items.arrow  items.*.npy  vocabularies.json     copies, from the prepared data set
+manifest.json  items.arrow  vocabularies.json  items.*.npy  events.*.npy      copies, from the data
+anchors/             the newest row of its tables of preference anchors, where it has any
 ```
 """
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recsys.config import from_dict, read_json, to_dict, write_json
+from recsys.data.anchors import copy_newest
 from recsys.data.dataset import Catalogue
+from recsys.data.folder import to_disk
 from recsys.model.config import RecommenderConfig
 from recsys.model.onepiece import OnePiece
 from recsys.schema import FORMAT_VERSION, Manifest
@@ -41,17 +45,19 @@ def save_pretrained(
     temporary.mkdir(parents=True)
     tensors = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, temporary / "model.safetensors")
-    for name in [*_CATALOGUE_FILES, *(path.name for path in data.glob("items.*.npy"))]:
+    for name in [*_CATALOGUE_FILES, *(p.name for p in data.glob("*s.*.npy"))]:
         shutil.copyfile(data / name, temporary / name)
+    copy_newest(data, temporary)
     write_json(
         temporary / "config.json",
         {
             "version": MODEL_VERSION,
-            "model": to_dict(model.config),
+            "model": to_dict(replace(model.config, backbone=model.saved_backbone)),
             "answer": model.answer_head,
             "context": context or {},
         },
     )
+    to_disk(temporary)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

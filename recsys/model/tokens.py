@@ -1,27 +1,22 @@
 """What the model reads: a batch's items, events and moments as token embeddings."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from recsys.batch import ContextBatch, History
+from recsys.batch import CandidateSet, ContextBatch, History
 from recsys.data.dataset import Catalogue
 from recsys.model.config import DataSizes, EncoderConfig
 from recsys.nn.dropout import Dropout
 from recsys.nn.embedding import FeatureEncoder, table_name, take_lists
-from recsys.schema import Feature
 from recsys.types import FIRST_ID, NUM_GAPS, PAD, UNKNOWN
 
 NUM_BASE_TOKENS = 2
 """Tokens of a request's base block: the user and the situation."""
 
-SITUATION = (
-    Feature(name="hour", kind="categorical", rows=25),
-    Feature(name="weekday", kind="categorical", rows=8),
-    Feature(name="gap", kind="categorical", rows=NUM_GAPS),
-)
-"""What is known of a moment from its time alone; 0 = unknown."""
+NUM_POSITIONS = 64
+"""Places in a shown list that are told apart; 0 = unknown, the last holds all later ones."""
 
 
 class ItemEncoder(nn.Module):
@@ -136,13 +131,19 @@ class HistoryTokens(nn.Module):
 class RequestTokens(nn.Module):
     """A request's base block: the user token and the situation token."""
 
-    def __init__(self, config: EncoderConfig, data: DataSizes) -> None:
+    def __init__(self, config: EncoderConfig, data: DataSizes, catalogue: Catalogue) -> None:
         super().__init__()
         self.token = nn.Parameter(torch.randn(NUM_BASE_TOKENS, config.width) * config.init_std)
-        situation: Sequence[Feature] = SITUATION if data.has_time else ()
-        sizes = {"feature_width": config.feature_width, "std": config.init_std}
-        self.user = FeatureEncoder(config.width, data.user_features, **sizes)  # type: ignore[arg-type]
-        self.situation = FeatureEncoder(config.width, tuple(situation), **sizes)  # type: ignore[arg-type]
+        width, std = config.feature_width, config.init_std
+        self.user = FeatureEncoder(config.width, data.user_features, feature_width=width, std=std)
+        self.texts = tuple(feature.name for feature in data.situation_texts)
+        for name in self.texts:
+            vectors = catalogue.event_texts[name]
+            self.register_buffer(f"text_{table_name(name)}", vectors, persistent=False)
+        texts = tuple(replace(f, name=f"{f.name}.text") for f in data.situation_texts)
+        self.situation = FeatureEncoder(
+            config.width, (*data.situation_features, *texts), feature_width=width, std=std
+        )
         self.dropout = Dropout(config.dropout)
 
     def forward(self, batch: ContextBatch) -> Tensor:
@@ -161,7 +162,84 @@ class RequestTokens(nn.Module):
             }
             user = user + self.user(None, values, lists)[:, None, :]
         if self.situation.features:
-            moment = {"gap": requests.gap, **requests.situation}
-            flat = {f.name: moment[f.name].flatten() for f in self.situation.features}
+            moment = dict(requests.situation)
+            for name in self.texts:
+                vectors = self.get_buffer(f"text_{table_name(name)}")
+                moment[f"{name}.text"] = vectors[moment[name]]
+            flat = {f.name: moment[f.name].flatten(0, 1) for f in self.situation.features}
             situation = situation + self.situation(None, flat).view(B, Q, -1)
         return self.dropout(torch.stack((user, situation), dim=2))  # type: ignore[no-any-return]
+
+
+class AnchorTokens(nn.Module):
+    """Preference anchors: each group between BOS and EOS, item + place in the group + group."""
+
+    def __init__(self, config: EncoderConfig, data: DataSizes) -> None:
+        super().__init__()
+        self.lengths, width = data.anchor_lengths, config.width
+        self.scale = width**0.5 if config.similarity == "dot" else 1.0
+        self.ends = nn.Parameter(torch.randn(2, width) * config.init_std)
+        self.place = nn.Embedding(max(self.lengths), width)
+        self.group = nn.Embedding(len(self.lengths), width)
+        for table in (self.place, self.group):
+            nn.init.normal_(table.weight, std=config.init_std)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, item: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embed the anchors of every request.
+
+        Args:
+            item: Internal ids, (B, Q, A) int64, group after group, ``PAD`` where one is short.
+            vectors: Their item vectors, (B, Q, A, D).
+
+        Returns:
+            Tokens (B, Q, A + 2 G, D), which of them are real (B, Q, A + 2 G), and the place of
+            each inside its group (A + 2 G,).
+        """
+        B, Q, _ = item.shape
+        bos, eos = (end.expand(B, Q, 1, -1) for end in self.ends)
+        shown = torch.ones(B, Q, 1, dtype=torch.bool, device=item.device)
+        tokens, real, places = [], [], []
+        lengths = list(self.lengths)
+        parts = zip(torch.split(item, lengths, -1), torch.split(vectors, lengths, 2), strict=True)
+        for number, (ids, found) in enumerate(parts):
+            length = ids.shape[-1]
+            group = torch.cat((bos, found * self.scale + self.place.weight[:length], eos), dim=2)
+            tokens.append(group + self.group.weight[number])
+            real.append(torch.cat((shown, ids != PAD, shown), dim=-1))
+            places.append(torch.arange(length + 2, device=item.device))
+        return self.dropout(torch.cat(tokens, 2)), torch.cat(real, -1), torch.cat(places)
+
+
+class CandidateTokens(nn.Module):
+    """Candidates of the ranking stage: their own projection of the item, and no position.
+
+    The place in a list that was shown may be read in training, to explain away its effect; scoring
+    leaves it at 0, which stands for no place at all.
+    """
+
+    def __init__(self, config: EncoderConfig, *, use_position: bool) -> None:
+        super().__init__()
+        self.scale = config.width**0.5 if config.similarity == "dot" else 1.0
+        self.project = nn.Linear(config.width, config.width)
+        nn.init.eye_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+        self.position = nn.Embedding(NUM_POSITIONS, config.width) if use_position else None
+        if self.position is not None:
+            nn.init.zeros_(self.position.weight)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, candidates: CandidateSet, vectors: Tensor) -> Tensor:
+        """Embed candidates.
+
+        Args:
+            candidates: Ids and places, (B, Q, G, C).
+            vectors: Item vectors, (B, Q, G, C, D).
+
+        Returns:
+            (B, Q, G, C, D).
+        """
+        x = self.project(vectors * self.scale)
+        if self.position is not None and candidates.position is not None:
+            x = x + self.position(candidates.position.clamp(max=NUM_POSITIONS - 1))
+        return self.dropout(x)  # type: ignore[no-any-return]

@@ -1,36 +1,23 @@
 """The pre-norm Transformer layer, over a prefix or over the tails of its requests, with a cache.
 
 The same weights serve both passes. `prefix` reads the history once, causally, and returns the keys
-and values it made; `tail` adds one block of tokens a request, which sees the cached prefix up to
-the cut of the request and the cached blocks of its own tail. Gradients flow through the cache.
+and values it made; `tail` reads blocks of tokens that look at cached keys. Gradients flow through
+the cache.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.nn.attention import prefix_attention, tail_attention
+from recsys.nn.attention import Source, prefix_attention, tail_attention
 from recsys.nn.dropout import Dropout
 from recsys.nn.feed_forward import GatedFeedForward
 from recsys.nn.rotary import rotary_turns, rotate
 
 KeysValues = tuple[Tensor, Tensor]
-
-
-@dataclass(slots=True)
-class LayerCache:
-    """Keys and values of one layer: of the prefix, and of the tail blocks so far."""
-
-    prefix: KeysValues
-    """(B, H, T, d) each."""
-    tail: list[KeysValues] = field(default_factory=list)
-    """One entry a block, (B, Q, H, M, d) each."""
-
-    def fork(self) -> "LayerCache":
-        """A cache that shares the keys and values but grows on its own."""
-        return LayerCache(self.prefix, list(self.tail))
+"""Keys and values of one layer over the prefix, (B, H, T, d) each."""
 
 
 class TransformerLayer(nn.Module):
@@ -61,10 +48,15 @@ class TransformerLayer(nn.Module):
         self.feed_forward = GatedFeedForward(width, hidden, dropout)
         self.dropout = Dropout(dropout)
 
-    def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of (*, L, D) as (*, H, L, d).
+    def project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens.
 
-        ``position`` is broadcast to (*, L); a prefix passes (L,), the same for every row.
+        Args:
+            x: (*, L, D).
+            position: Broadcast to (*, L); a prefix passes (L,), the same for every row.
+
+        Returns:
+            (*, H, L, d) each.
         """
         heads = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = heads.unbind(-3)  # (*, L, 3, H, d) → three of (*, L, H, d)
@@ -77,7 +69,15 @@ class TransformerLayer(nn.Module):
         x = x + self.dropout(self.attention_out(attended.transpose(-3, -2).flatten(-2)))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
 
-    def prefix(self, x_BTD: Tensor, bias: Tensor | None = None) -> tuple[Tensor, LayerCache]:
+    def full(
+        self, x_BTD: Tensor, position_BT: Tensor, visible_BT: Tensor
+    ) -> tuple[Tensor, KeysValues]:
+        """Read a whole sequence, every token seeing every visible one, as ``prefix`` otherwise."""
+        q, k, v = self.project(x_BTD, position_BT)
+        attended = prefix_attention(q, k, v, visible_BT=visible_BT)
+        return self._finish(x_BTD, attended), (k, v)
+
+    def prefix(self, x_BTD: Tensor, bias: Tensor | None = None) -> tuple[Tensor, KeysValues]:
         """Read the whole prefix causally.
 
         Args:
@@ -85,45 +85,47 @@ class TransformerLayer(nn.Module):
             bias: Attention bias, broadcast to (B, H, T, T).
 
         Returns:
-            The layer's output (B, T, D) and a cache of its keys and values.
+            The layer's output (B, T, D), and its keys and values.
         """
         position = torch.arange(x_BTD.shape[1], device=x_BTD.device)
-        q, k, v = self._project(x_BTD, position)
-        return self._finish(x_BTD, prefix_attention(q, k, v, bias)), LayerCache((k, v))
+        q, k, v = self.project(x_BTD, position)
+        return self._finish(x_BTD, prefix_attention(q, k, v, bias)), (k, v)
 
-    def cache_prefix(self, x_BTD: Tensor) -> LayerCache:
+    def cache_prefix(self, x_BTD: Tensor) -> KeysValues:
         """Keys and values of hidden states that other layers made, (B, T, D)."""
         heads = F.linear(self.attention_norm(x_BTD), self.qkv.weight[x_BTD.shape[-1] :])
         k, v = heads.view(*heads.shape[:-1], 2, self.num_heads, -1).unbind(-3)
         if self.rotary:
             position = torch.arange(x_BTD.shape[1], device=x_BTD.device)
             k = rotate(k, rotary_turns(position, k.shape[-1])[:, None, :])
-        return LayerCache((k.transpose(1, 2), v.transpose(1, 2)))
+        return k.transpose(1, 2), v.transpose(1, 2)
 
-    def tail(
-        self,
-        x_BQMD: Tensor,
-        cache: LayerCache,
-        position_BQM: Tensor,
-        visible_BQT: Tensor,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """Read one new block of every request and append it to the cache.
+    def tail(self, x_BLMD: Tensor, q_BLHMd: Tensor, sources: Sequence[Source]) -> Tensor:
+        """Read a block of every tail.
 
         Args:
-            x_BQMD: The block, (B, Q, M, D).
-            cache: Of this layer; the block's keys and values are appended.
-            position_BQM: Positions of the block's tokens, int64.
-            visible_BQT: Which prefix tokens a request may see.
-            bias: Attention bias on the prefix, broadcast to (B, Q, H, M, T).
+            x_BLMD: The block's residual stream, (B, L, M, D).
+            q_BLHMd: Its queries, of ``project``.
+            sources: Keys that its tokens look at, their own included.
 
         Returns:
-            The layer's output, (B, Q, M, D).
+            The layer's output, (B, L, M, D).
         """
-        q, k, v = self._project(x_BQMD, position_BQM)
-        cache.tail.append((k, v))
-        own = (
-            torch.cat([block[0] for block in cache.tail], dim=-2),
-            torch.cat([block[1] for block in cache.tail], dim=-2),
-        )
-        return self._finish(x_BQMD, tail_attention(q, cache.prefix, own, visible_BQT, bias))
+        return self._finish(x_BLMD, tail_attention(q_BLHMd, sources))
+
+    def prefix_at(self, x_BTD: Tensor, cut_BQ: Tensor) -> Tensor:
+        """Read the prefix, but answer only at the last token that each request may see.
+
+        Args:
+            x_BTD: (B, T, D), padded on the right.
+            cut_BQ: Tokens each request may see, int64.
+
+        Returns:
+            What ``prefix`` gives there, (B, Q, D); nothing of use where a request sees nothing.
+        """
+        k, v = self.cache_prefix(x_BTD)
+        at = (cut_BQ - 1).clamp(min=0)
+        x = x_BTD.gather(1, at[..., None].expand(-1, -1, x_BTD.shape[-1]))[:, :, None]
+        q, _, _ = self.project(x, at[..., None])
+        visible = torch.arange(x_BTD.shape[1], device=at.device) <= at[..., None]
+        return self.tail(x, q, [Source(k[:, None], v[:, None], visible)])[:, :, 0]

@@ -140,6 +140,8 @@ class OutputFolder:
 
     def commit(self, bucket: int, counts: dict[str, int]) -> None:
         """Declare a bucket done: its counts first, then its file under its final name."""
+        with self.unfinished(bucket).open("rb") as shard:
+            os.fsync(shard.fileno())  # a name that outlives a power cut must have its rows
         self._counts(bucket).parent.mkdir(exist_ok=True)
         write_json(self._counts(bucket), counts)
         os.replace(self.unfinished(bucket), self.shard(bucket))

@@ -3,29 +3,37 @@
 import numpy as np
 import torch
 
+from recsys.context.config import ContextConfig
 from recsys.data.cooccurrence import cooccurrence
 from recsys.data.dataset import PreparedDataset
 from recsys.data.negatives import TableSampler
 from recsys.training.objective import Objective, ObjectiveConfig, Teacher
 
 
-def build_objective(config: ObjectiveConfig, dataset: PreparedDataset) -> Objective:
+def build_objective(
+    config: ObjectiveConfig, dataset: PreparedDataset, context: ContextConfig | None = None
+) -> Objective:
     """Fit an objective's constants on the training part.
 
     Args:
         config: What is optimised.
         dataset: Where the training part is.
+        context: Whether candidates are drawn, and how many; None draws none.
 
     Returns:
         The objective.
     """
     catalogue = dataset.catalogue
     sampled = {config.prefix_loss, *config.step_losses} & {"sampled_softmax", "bce"}
+    groups = None
+    if context is not None and context.candidates == "built":
+        groups = (context.groups, context.group_size)
     return Objective(
         config,
         sampler=TableSampler(catalogue.train_count, config.negatives) if sampled else None,
         coarse=catalogue.coarse,
         teacher=graph_teacher(dataset) if config.teacher_weight else None,
+        groups=groups,
     )
 
 

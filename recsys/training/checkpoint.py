@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recsys.config import from_dict, read_json, write_json
+from recsys.data.folder import to_disk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +88,10 @@ def save_checkpoint(
     contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
     save_file(contiguous, temporary / "tensors.safetensors")
     write_json(temporary / "state.json", asdict(state))
+    to_disk(temporary)
     os.replace(temporary, final)
     write_json(folder / "latest.json", {"folder": name})
+    to_disk(folder)  # before what it replaces is gone
     for old in folder.glob("step-*"):
         if old.name != name:
             shutil.rmtree(old, ignore_errors=True)
@@ -148,50 +151,18 @@ def load_checkpoint(
         model.load_state_dict(own)
     except RuntimeError as error:
         raise ValueError(f"The checkpoint {name} does not fit the model: {error}.") from None
-    set_moments(model, optimizer, _moments(tensors))
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            name, _, slot = key.removeprefix("optimizer.").rpartition(".")
+            moved = value if slot == "step" else value.to(parameters[name].device)
+            optimizer.state.setdefault(parameters[name], {})[slot] = moved
     for key, value in average.items():
         value.copy_(tensors[f"average.{key}"])
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
     return state
-
-
-def _moments(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    start = "optimizer."
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-
-
-def read_moments(folder: Path) -> dict[str, Tensor]:
-    """The optimizer's state in the latest checkpoint, ``<parameter>.<slot>`` → tensor.
-
-    Args:
-        folder: A run's ``checkpoints`` folder.
-
-    Returns:
-        Empty where there is no checkpoint.
-    """
-    if not has_checkpoint(folder):
-        return {}
-    return _moments(load_file(_latest(folder) / "tensors.safetensors"))
-
-
-def set_moments(
-    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]
-) -> None:
-    """Give an optimizer the state another one had.
-
-    Args:
-        model: Whose parameters the optimizer is over.
-        optimizer: Changed in place.
-        moments: ``<parameter>.<slot>`` → tensor of the parameter's shape, or a step count.
-    """
-    parameters = dict(model.named_parameters())
-    for key, value in moments.items():
-        name, _, slot = key.rpartition(".")
-        if name in parameters:
-            moved = value if slot == "step" else value.to(parameters[name].device)
-            optimizer.state.setdefault(parameters[name], {})[slot] = moved
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:

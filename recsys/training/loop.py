@@ -26,11 +26,10 @@ from recsys.training.checkpoint import (
     has_checkpoint,
     load_checkpoint,
     save_checkpoint,
-    set_moments,
 )
 from recsys.training.objective import Objective, ObjectiveConfig
 from recsys.training.optim import OptimizerConfig, build_optimizer, lr_factor
-from recsys.training.seed import Precision, seed_everything, set_precision
+from recsys.training.seed import Precision, in_precision, seed_everything
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +45,7 @@ class TrainConfig:
     """Histories a step; about ``batch_rows * max_history`` targets at most."""
     seed: int = 0
     precision: Precision = "float32"
+    """``bf16`` rounds the factors of the full softmax's products; see ``in_precision``."""
     validate_every: int = 1
     """Epochs between validations."""
     patience: int = 5
@@ -97,7 +97,6 @@ def train(
     validate: Validate,
     save_best: Callable[[OnePiece], None],
     resume: bool = False,
-    moments: dict[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
 ) -> TrainResult:
     """Train until the epochs are done or validation stops getting better.
@@ -115,7 +114,6 @@ def train(
         validate: Model in evaluation mode → metrics; ``config.metric`` must be among them.
         save_best: Called with the model whenever the metric is the best so far.
         resume: Go on from the latest checkpoint in ``folder``, if there is one.
-        moments: An earlier run's optimizer state, for a warm start.
         device: Where to compute.
 
     Returns:
@@ -131,10 +129,8 @@ def train(
     seed_everything(config.seed)
     model.to(device)
     optimizer = build_optimizer(model, config.optimizer)
-    set_moments(model, optimizer, moments or {})
-    average = (
-        {k: v.detach().clone() for k, v in model.named_parameters()} if config.ema_decay else {}
-    )
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    average = {k: p.detach().clone() for k, p in trained.items()} if config.ema_decay else {}
     fingerprint = config_hash(config, model.config, batches.config, batches.dataset.manifest)
     state = RunState(config_hash=fingerprint, threads=torch.get_num_threads())
     checkpoints = folder / "checkpoints"
@@ -151,7 +147,7 @@ def train(
     total_steps = config.epochs * steps_an_epoch
     seen_targets, started_step = 0, state.step
     started_seconds = state.seconds
-    with _precision(config.precision), _progress() as progress:
+    with _progress() as progress:
         bar = progress.add_task("train", total=total_steps, completed=state.step)
         while state.epoch < config.epochs and not _out_of_patience(state, config):
             model.train()
@@ -162,7 +158,9 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = config.optimizer.lr * factor
                 reason = state.epoch >= config.reason_from_epoch
-                total, terms = objective(model, batch.to(device), labels.to(device), reason=reason)
+                batch, labels = batch.to(device), labels.to(device)
+                with in_precision(config.precision, device):
+                    total, terms = objective(model, batch, labels, reason=reason)
                 optimizer.zero_grad(set_to_none=True)
                 total.backward()  # type: ignore[no-untyped-call]
                 norm = _clip(model, config.optimizer.clip_norm)
@@ -174,8 +172,8 @@ def train(
                     )
                 optimizer.step()
                 with torch.no_grad():
-                    for name, parameter in model.named_parameters() if average else ():
-                        average[name].lerp_(parameter, 1 - config.ema_decay)
+                    for name, mean in average.items():
+                        mean.lerp_(trained[name], 1 - config.ema_decay)
                 seen_targets += labels.num_targets
                 for name, term in {"total": total.detach(), **terms}.items():
                     sums[name] = sums.get(name, 0.0) + float(term)
@@ -228,18 +226,6 @@ def _out_of_patience(state: RunState, config: TrainConfig) -> bool:
     return config.patience > 0 and waited >= config.patience * config.validate_every
 
 
-@contextmanager
-def _precision(precision: Precision) -> Iterator[None]:
-    """The training's precision of matrix products, for a while."""
-    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    set_precision(precision)
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
-
-
 def _line(record: dict[str, Any], config: TrainConfig) -> str:
     """An epoch in one readable line; all of it is in ``metrics.jsonl``."""
     parts = [f"epoch {record['epoch']}/{config.epochs}", f"loss {record['loss/total']:.3f}"]
@@ -288,13 +274,11 @@ def _averaged(model: OnePiece, average: dict[str, Tensor]) -> Iterator[None]:
 def _validate(
     model: OnePiece, average: dict[str, Tensor], validate: Validate, config: TrainConfig
 ) -> dict[str, float]:
-    """Metrics in float32; the training's random numbers and precision are left as they were."""
+    """Metrics in float32; the training's random numbers are left as they were."""
     state = torch.get_rng_state()
-    set_precision("float32")
     with _averaged(model, average):
         metrics = validate(model)
     torch.set_rng_state(state)
-    set_precision(config.precision)
     if config.metric not in metrics:
         raise ValueError(f"train.metric ({config.metric!r}) must be one of {sorted(metrics)}.")
     return metrics

@@ -5,7 +5,7 @@ strongest; without one, steps before the last may learn a coarse code of the ite
 cluster) and the last the item itself. Every step but the coarse ones is read through the item head.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -16,8 +16,10 @@ from recsys.batch import ContextBatch, Labels
 from recsys.data.negatives import NegativeSampler
 from recsys.losses.binary import binary_loss
 from recsys.losses.contrastive import item_to_user_loss, user_to_item_loss
+from recsys.losses.ranking import candidate_loss, set_contrastive_loss
 from recsys.losses.softmax import full_softmax_loss, sampled_softmax_loss
 from recsys.model.onepiece import ItemVectors, ModelOutput, OnePiece
+from recsys.training.candidates import CandidateConfig, draw_candidates
 from recsys.types import FIRST_ID, PAD
 
 LossName = Literal["softmax", "sampled_softmax", "bce", "u2i", "i2u"]
@@ -44,10 +46,23 @@ class ObjectiveConfig:
     """η of the U2I and I2U losses."""
     teacher_weight: float = 0.0
     """Of a graph teacher: cross-entropy of a step against the target's co-occurrence neighbours."""
+    rank_weight: float = 1.0
+    """Of the mean over tasks of the ranking stage."""
+    set_weight: float = 1.0
+    """Of the ranking's set-contrastive loss beside its binary cross-entropy."""
+    candidates: CandidateConfig = field(default_factory=CandidateConfig)
+    """Where candidates are drawn and not given."""
 
     def __post_init__(self) -> None:
         """Check the weights."""
-        for name in ("prefix_weight", "step_weight", "coarse_weight", "teacher_weight"):
+        for name in (
+            "prefix_weight",
+            "step_weight",
+            "coarse_weight",
+            "teacher_weight",
+            "rank_weight",
+            "set_weight",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0.")
         for name in ("temperature", "contrast_temperature"):
@@ -91,8 +106,10 @@ class Objective:
     Args:
         config: What is optimised.
         sampler: Draws negatives; None where no loss samples.
-        coarse: Coarse code of every item, (N,) int64, for coarse → fine targets.
+        coarse: Coarse code of every item, (N,) int64, for coarse → fine targets and negatives.
         teacher: Soft targets of the steps; None for plain ones.
+        groups: G and C of candidates that are drawn here; None where the batches bring them or
+            nothing is ranked.
     """
 
     def __init__(
@@ -102,6 +119,7 @@ class Objective:
         sampler: NegativeSampler | None = None,
         coarse: Tensor | None = None,
         teacher: Teacher | None = None,
+        groups: tuple[int, int] | None = None,
     ) -> None:
         needs = {config.prefix_loss, *config.step_losses} & {"sampled_softmax", "bce"}
         if needs and sampler is None:
@@ -112,6 +130,7 @@ class Objective:
                 "prepare the data set with them."
             )
         self.config, self.sampler, self.coarse, self.teacher = config, sampler, coarse, teacher
+        self.groups = groups
 
     def __call__(
         self, model: OnePiece, batch: ContextBatch, labels: Labels, *, reason: bool = True
@@ -126,12 +145,17 @@ class Objective:
 
         Returns:
             The total, a scalar, and its terms by name, detached: unweighted but for
-            ``coarse_weight`` and ``teacher_weight``, which their terms contain.
+            ``coarse_weight``, ``teacher_weight`` and ``set_weight``, which their terms contain.
 
         Raises:
             ValueError: If no loss has anything to train.
         """
         config = self.config
+        if "prefix" not in model.heads and config.prefix_loss != "none" and config.prefix_weight:
+            raise ValueError(
+                "encoder.attention 'full' has no prefix head to train: set "
+                "train.objective.prefix_weight to 0."
+            )
         negative, log_q = None, None
         if self.sampler is not None:
             negative, log_q = self.sampler.sample(config.num_negatives)
@@ -140,11 +164,18 @@ class Objective:
                 log_q.to(labels.next_item.device),
             )
         ids = None
-        if config.samples and negative is not None:
-            parts = (batch.history.item, labels.next_item, labels.task_item, negative)
+        draws_candidates = self._ranks(model, batch) and batch.requests.candidates is None
+        if config.samples and negative is not None and not draws_candidates:
+            parts = [batch.history.item, labels.next_item, labels.task_item, negative]
+            given = batch.requests.candidates
+            parts += [] if given is None else [given.item]
+            anchors = batch.requests.anchor_item
+            parts += [] if anchors is None else [anchors]
             ids = torch.unique(torch.cat([part.flatten() for part in parts]))
         items = model.embed_items(ids)
-        reason = reason and config.step_weight > 0 and batch.requests.cut.numel() > 0
+        asked = batch.requests.cut.numel() > 0
+        ranks = reason and asked and self._ranks(model, batch)
+        reason = reason and asked and (config.step_weight > 0 or ranks)
         output = model(batch, items, reason=reason)
         drawn = None if negative is None or log_q is None else (negative, log_q)
         terms: dict[str, Tensor] = {}
@@ -157,16 +188,51 @@ class Objective:
             loss = self._loss(config.prefix_loss, model, items, query, target, user, drawn)
             terms[f"prefix/{config.prefix_loss}"] = loss
             total = total + config.prefix_weight * loss
-        if output.steps:
+        if output.steps and config.step_weight:
             step_terms = self._steps(model, output, labels, drawn)
             terms |= step_terms
             total = total + config.step_weight / len(output.steps) * sum(step_terms.values())
+        if ranks:
+            rank_terms = self._rank(model, output, labels)
+            terms |= rank_terms
+            total = total + config.rank_weight * sum(rank_terms.values())
         if not terms:
             raise ValueError(
                 f"there is nothing to train: prefix_loss is {config.prefix_loss!r} with weight "
                 f"{config.prefix_weight}, and no steps are reasoned in this epoch."
             )
         return total, {name: term.detach() for name, term in terms.items()}
+
+    def _ranks(self, model: OnePiece, batch: ContextBatch) -> bool:
+        given = batch.requests.candidates is not None or self.groups is not None
+        return model.can_rank and given and self.config.rank_weight > 0
+
+    def _rank(self, model: OnePiece, output: ModelOutput, labels: Labels) -> dict[str, Tensor]:
+        """Losses of the ranking stage: each the mean over tasks."""
+        candidates, level = output.batch.requests.candidates, labels.candidate_level
+        if candidates is None or level is None:
+            assert self.groups is not None
+            groups, group_size = self.groups
+            candidates, level = draw_candidates(
+                self.config.candidates,
+                query=model.query(output, model.heads[-1]),
+                vectors=output.items.vectors,
+                task_item=labels.task_item,
+                num_trained=model.config.data.num_trained_items,
+                coarse=None if self.coarse is None else self.coarse.to(labels.task_item.device),
+                groups=groups,
+                group_size=group_size,
+            )
+        found = model.rank(output, candidates)
+        valid = candidates.item != PAD
+        tasks = found.logits.unbind(dim=-1)
+        answers = [(0, logits) for logits in found.early] + list(enumerate(tasks))
+        binary = [candidate_loss(logits, level > task, valid) for task, logits in answers]
+        terms = {"rank/bce": torch.stack(binary).mean()}
+        if self.config.set_weight:
+            sets = [set_contrastive_loss(logits, level > task, valid) for task, logits in answers]
+            terms["rank/scl"] = self.config.set_weight * torch.stack(sets).mean()
+        return terms
 
     def _steps(
         self,

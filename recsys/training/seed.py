@@ -2,9 +2,13 @@
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
+
+from recsys.losses.softmax import rounded_products
 
 Precision = Literal["float32", "bf16"]
 
@@ -18,17 +22,23 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def set_precision(precision: Precision) -> None:
-    """Choose how float32 matrix products are computed on the CPU.
+@contextmanager
+def in_precision(precision: Precision, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Compute losses in a precision for a while; weights and sums are float32 in any.
 
     Args:
-        precision: ``bf16`` rounds the factors to bfloat16 and sums in float32, in hardware where
-            the processor has it (AMX, AVX-512 BF16); weights, activations and everything but
-            products stay float32. ``float32`` is exact.
+        precision: ``float32`` is exact. ``bf16`` rounds the factors of the full softmax's products,
+            the part of a step where it pays on a CPU that multiplies bfloat16; on a GPU the layers
+            run under bfloat16 autocast too.
+        device: Where the losses are computed.
+
+    Yields:
+        Nothing.
     """
-    torch.backends.mkldnn.matmul.fp32_precision = (  # type: ignore[attr-defined]
-        "bf16" if precision == "bf16" else "ieee"
-    )
+    rounds, kind = precision == "bf16", torch.device(device).type
+    layers = torch.autocast(kind, torch.bfloat16, enabled=rounds and kind == "cuda")
+    with rounded_products(rounds), layers:
+        yield
 
 
 def keep_freed_memory() -> bool:

@@ -1,6 +1,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,7 @@ import torch
 from pipelines import benchmark
 from pipelines.benchmarks import bare_sort, setting
 from pipelines.benchmarks.figures import Record, Spread, in_turns, ratio
-from pipelines.benchmarks.latency import plain_catalogue, random_batch
+from pipelines.benchmarks.latency import _server, plain_catalogue, random_batch
 from pipelines.benchmarks.prepare import PrepareBenchmark
 from pipelines.benchmarks.process import finish, private_mib
 from pipelines.benchmarks.quality import compare, our_ranks, read_peer_ranks
@@ -20,7 +21,13 @@ from pipelines.benchmarks.score import _many_users
 from pipelines.benchmarks.setting import Setting, named_run, open_log, untrained
 from pipelines.benchmarks.train import one_request_a_row, reasoned
 from recsys.batch import ContextBatch, Labels, Requests
-from recsys.model.config import DataSizes, EncoderConfig, ReasonerConfig, RecommenderConfig
+from recsys.model.config import (
+    DataSizes,
+    EncoderConfig,
+    RankerConfig,
+    ReasonerConfig,
+    RecommenderConfig,
+)
 from recsys.model.onepiece import OnePiece
 from recsys.model.save import save_pretrained
 
@@ -213,13 +220,43 @@ def test_our_ranks_name_the_users_of_the_test_part(tmp_path, events):
 
 
 def test_latency_runs_small_and_writes_its_figures(tmp_path, capsys):
-    flags = ["--catalogues", "100", "--batches", "1", "--thread-counts", "1", "--calls", "2"]
-    assert benchmark.main(["latency", "--out", str(tmp_path), *flags, "--k", "5"]) == 0
+    flags = ["--catalogues", "300", "--batches", "1", "--thread-counts", "1", "--calls", "2"]
+    flags += ["--tasks", "2", "--ranked-users", "2", "--k", "15"]
+    assert benchmark.main(["latency", "--out", str(tmp_path), *flags]) == 0
     saved = json.loads((tmp_path / "latency.json").read_text())
     (case,) = saved["results"]["cases"]
-    assert (case["items"], case["threads"], case["batch"]) == (100, 1, 1)
+    assert (case["items"], case["threads"], case["batch"]) == (300, 1, 1)
     assert case["ms"]["k2/answer"]["p99"] >= case["ms"]["k2/answer"]["p50"] > 0
-    assert "end to end" in " ".join(capsys.readouterr().out.split())
+    (cascade,) = saved["results"]["cascade"]
+    assert cascade["ms"]["cascade"]["p50"] > cascade["ms"]["retrieval"]["p50"] / 2 > 0
+    speed = cascade["candidates_per_second"]
+    assert len(speed["shared"]["values"]) == len(speed["reread"]["values"]) == 5
+    assert cascade["shared_over_reread"]["median"] > 0
+    told = capsys.readouterr().out
+    assert "end to end" in " ".join(told.split())
+    assert "cascade" in told
+
+
+def test_ranking_together_and_apart_rank_the_same_groups():
+    server = _server(replace(named_run("ml-1m"), ranker=RankerConfig(decoder="own")), 300, 2, 15, 2)
+    batch = random_batch(2, 200, 300)
+    groups = server.groups(server.answer(batch))[0]
+    assert groups.item.shape == (2, 1, 2, 12)
+    seen = []
+    server.model.rank_of = lambda state, some: seen.append(some.item)
+    server.rank_together(batch, groups)
+    server.rank_apart(batch, groups)
+    assert torch.equal(seen[0], torch.cat(seen[1:], dim=2))
+
+
+def test_the_cascade_finds_the_items_of_the_retrieval_in_an_order_of_its_own():
+    server = _server(replace(named_run("ml-1m"), ranker=RankerConfig(decoder="own")), 300, 2, 15, 2)
+    for parameter in server.model.ranker.parameters():
+        torch.nn.init.normal_(parameter)
+    batch = random_batch(2, 50, 300)
+    first, second = server.answer(batch), server.cascade(batch)
+    assert torch.equal(first.sort(dim=1).values, second.sort(dim=1).values)
+    assert not torch.equal(first, second)
 
 
 def test_all_refuses_to_skip_what_is_not_there(tmp_path):

@@ -12,7 +12,13 @@ from recsys.context.config import ContextConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.prepare import PrepareConfig, prepare
 from recsys.data.synthetic import SyntheticConfig, synthetic_world, write
-from recsys.model.config import DataSizes, EncoderConfig, ReasonerConfig, RecommenderConfig
+from recsys.model.config import (
+    DataSizes,
+    EncoderConfig,
+    RankerConfig,
+    ReasonerConfig,
+    RecommenderConfig,
+)
 from recsys.model.onepiece import OnePiece
 from recsys.model.save import save_pretrained
 
@@ -30,6 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         data=DataSizes.of(dataset.manifest),
         encoder=EncoderConfig(width=8, num_layers=1, num_heads=2, max_history=20),
         reasoner=ReasonerConfig(num_steps=1),
+        ranker=RankerConfig(decoder="own"),
     )
     model = OnePiece(config, dataset.catalogue).eval()
     context = asdict(ContextConfig(max_history=20))
@@ -75,6 +82,22 @@ def test_baselines_can_be_tested_alone_and_users_limited(folders, tmp_path: Path
     assert [head["scorer"] for head in report["heads"]] == ["popular"]
     assert 0 < report["counts"]["users"] <= 20
     assert report["protocol"]["part"] == "validation"
+
+
+def test_the_ranking_stage_is_tested_on_what_was_retrieved(
+    folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, model = folders
+    flags = ["--stage", "ranking", "--model", str(model), "--data", str(data), "--no-filter-seen"]
+    flags += ["--ranking.num-candidates", "30", "--ranking.groupings", "2", "--replicates", "20"]
+    assert main([*flags, "--out", str(tmp_path), "--ranking.calibrate"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("gauc", "target", "model/retrieval", "popular", "boosted"):
+        assert word in shown
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["stage"] == "ranking"
+    assert report["protocol"]["num_candidates"] == 30
+    assert (model / "calibration.json").exists()
 
 
 def test_missing_folders_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:

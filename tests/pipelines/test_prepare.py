@@ -1,6 +1,7 @@
 import logging
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny_logs import TinyLogs
@@ -22,6 +23,29 @@ def test_the_job_writes_a_data_set_and_one_table(
     assert PreparedDataset(out).manifest.funnel == ("click", "cart", "order")
     printed = capsys.readouterr().out
     for expected in ("rows in", "600", "rejected", "times read as", "s in 1 file", "split"):
+        assert expected in printed
+
+
+def test_lists_that_were_shown_have_lines_of_their_own(
+    tiny_logs: TinyLogs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = pq.read_table(tiny_logs.events).slice(0, 3).to_pydict()
+    table = {
+        "user_id": [*events["user_id"][:2], "stranger"],
+        "timestamp": events["timestamp"],
+        "hotels": [["i1", "i2"], ["i3"], ["i4"]],
+        "clicked_item": ["i2", None, None],
+    }
+    pq.write_table(pa.table(table), tmp_path / "shown.parquet")
+    out = tmp_path / "out"
+    more = ("--impressions", str(tmp_path / "shown.parquet"), "--impression-columns.item-ids",
+            "hotels", "--negative-feedback", "--funnel", "click", "cart", "order")  # fmt: skip
+    assert main(flags(tiny_logs, out, *more)) == 0
+    manifest = PreparedDataset(out).manifest
+    assert manifest.num_impressions == 2
+    assert manifest.negative_feedback
+    printed = " ".join(capsys.readouterr().out.split())
+    for expected in ("lists shown", "2, 3 items", "user_without_history 1", "rejects"):
         assert expected in printed
 
 

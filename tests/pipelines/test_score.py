@@ -71,3 +71,32 @@ def test_a_failed_job_is_one_line_and_exit_code_one(
 
 def test_a_wrong_flag_exits_with_two(folder: Path) -> None:
     assert main(flags(folder, "--top", "3")) == 2
+
+
+def test_columns_items_and_pseudonyms_are_flags(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = pd.read_parquet(folder / "events.parquet")
+    renamed = events.rename(columns={"user_id": "customer", "item_id": "sku"})
+    renamed.to_parquet(folder / "renamed.parquet", index=False)
+    pd.DataFrame({"sku": [100, 101, 7]}).to_parquet(folder / "stock.parquet")
+    pd.DataFrame({"sku": [101]}).to_parquet(folder / "deny.parquet")
+    monkeypatch.setenv("SECRET", "sixteen bytes at least")
+    out = folder / "hidden"
+    arguments = [
+        *("score", "--model", str(folder / "model"), "--out", str(out), "--k", "2"),
+        *("--events", str(folder / "renamed.parquet"), "--columns.user-id", "customer"),
+        *("--columns.item-id", "sku", "--pseudonymise.key-variable", "SECRET"),
+        *("--available", str(folder / "stock.parquet"), "--deny", str(folder / "deny.parquet")),
+        *("--no-filter-seen", "--index", "hnsw", "--hnsw.num-links", "4"),
+    ]
+    assert main(arguments) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "index finds" in told
+    assert "policy, available.users" in told
+    assert "unknown items in available │ 1" in told
+    frame = pd.read_parquet(out)
+    assert frame["item_id"].tolist() == [100] * 20
+    assert frame["user_id"].str.fullmatch("[0-9a-f]{32}").all()
+    assert "SECRET" not in (out / "_manifest.json").read_text()
+    assert "sixteen" not in (out / "_manifest.json").read_text()

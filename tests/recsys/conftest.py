@@ -9,9 +9,16 @@ import pytest
 import torch
 
 from recsys.context.config import ContextConfig
+from recsys.context.descriptors import situation_features
 from recsys.data.dataset import PreparedDataset
 from recsys.data.prepare import PrepareConfig, prepare
-from recsys.model.config import DataSizes, EncoderConfig, ReasonerConfig, RecommenderConfig
+from recsys.model.config import (
+    DataSizes,
+    EncoderConfig,
+    RankerConfig,
+    ReasonerConfig,
+    RecommenderConfig,
+)
 from recsys.model.onepiece import OnePiece
 from recsys.model.save import save_pretrained
 
@@ -49,12 +56,46 @@ def model_folder(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """An untrained model of the log, saved."""
     dataset = PreparedDataset(prepared)
     torch.manual_seed(0)
+    context = ContextConfig(max_history=10)
     config = RecommenderConfig(
-        data=DataSizes.of(dataset.manifest),
+        data=DataSizes.of(
+            dataset.manifest, situation=situation_features(dataset.manifest, context)
+        ),
         encoder=EncoderConfig(width=8, num_layers=1, num_heads=2, max_history=10, init_std=0.5),
         reasoner=ReasonerConfig(num_steps=1),
     )
     model = OnePiece(config, dataset.catalogue).eval()
     folder = tmp_path_factory.mktemp("model") / "model"
-    save_pretrained(model, folder, prepared, context=asdict(ContextConfig(max_history=10)))
+    save_pretrained(model, folder, prepared, context=asdict(context))
     return folder
+
+
+@pytest.fixture(scope="session")
+def ranking_folder(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model of the log with a ranking stage for views and carts, saved."""
+    folder = tmp_path_factory.mktemp("ranking")
+    config = PrepareConfig(
+        events=(str(prepared.parent / "events.parquet"),),
+        out=folder / "data",
+        funnel=("view", "cart"),
+        target_behavior="cart",
+        num_buckets=3,
+    )
+    prepare(config)
+    dataset = PreparedDataset(folder / "data")
+    torch.manual_seed(0)
+    context = ContextConfig(max_history=10, group_size=4)
+    situation = situation_features(dataset.manifest, context)
+    model = OnePiece(
+        RecommenderConfig(
+            data=DataSizes.of(dataset.manifest, situation=situation),
+            encoder=EncoderConfig(width=8, num_layers=1, num_heads=2, max_history=10, init_std=0.5),
+            reasoner=ReasonerConfig(num_steps=1),
+            ranker=RankerConfig(decoder="own"),
+        ),
+        dataset.catalogue,
+    ).eval()
+    for parameter in model.ranker.parameters():  # what starts at zero would hide the candidates
+        torch.nn.init.normal_(parameter, std=0.5)
+    save_pretrained(model, folder / "model", folder / "data", context=asdict(context))
+    return folder / "model"

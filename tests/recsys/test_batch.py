@@ -31,7 +31,7 @@ def test_every_tensor_moves_with_the_batch_nested_ones_too() -> None:
     assert requests.situation["hour"].device.type == "meta"
     assert moved.context.user["age"].device.type == "meta"
     assert requests.candidates.item.device.type == "meta"
-    assert requests.candidates.source is None
+    assert requests.candidates.position is None
     assert context.history.item.device.type == "cpu"
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recsys.cascade.frames import ItemNames, moment_s, plain, score_columns, to_arrow
-from recsys.cascade.retrieve import Ranking
+from recsys.cascade.lists import RankedLists
 from recsys.data.dataset import Catalogue
 
 
@@ -18,23 +18,38 @@ def catalogue_of(names: list[str]) -> Catalogue:
     return Catalogue(pa.array(["", "", *names]), zeros, zeros, len(names), (), {}, {})
 
 
-RANKING = Ranking(
+NAN = torch.nan
+LISTS = RankedLists(
     ids=torch.tensor([[3, 2], [2, -1], [-1, -1]]),
     scores=torch.tensor([[0.5, 0.25], [4.0, -torch.inf], [-torch.inf, -torch.inf]]),
-    is_popular=torch.tensor([False, True, False]),
+    source=torch.tensor([[0, 1], [2, 2], [1, 1]], dtype=torch.int8),
+    retrieval=torch.tensor([[0.125, 0.25], [NAN, NAN], [NAN, NAN]]),
+    probabilities=torch.tensor([[[0.75, 0.5], [NAN, NAN]], [[NAN, NAN]] * 2, [[NAN, NAN]] * 2]),
 )
 USERS = pa.array(["u", "v", "w"], pa.large_string())
 
 
-def test_a_ranking_becomes_a_row_a_recommendation() -> None:
-    frame = plain(score_columns(USERS, RANKING, ItemNames(catalogue_of(["a", "b"]))))
+def test_lists_become_a_row_a_recommendation() -> None:
+    frame = plain(score_columns(USERS, LISTS, ItemNames(catalogue_of(["a", "b"]))))
     assert frame.to_dict("list") == {
         "user_id": ["u", "u", "v"],
         "item_id": ["b", "a", "a"],
         "rank": [1, 2, 1],
         "score": [0.5, 0.25, 4.0],
-        "source": ["retrieval", "retrieval", "popular"],
+        "source": ["cascade", "retrieval", "popular"],
     }
+
+
+def test_the_cascades_table_tells_what_is_known_of_each_item_and_leaves_the_rest_empty() -> None:
+    names = ItemNames(catalogue_of(["a", "b"]))
+    table = score_columns(USERS, LISTS, names, ("click", "order"))
+    assert table.column_names == [
+        *("user_id", "item_id", "rank", "score", "p_click", "p_order", "retrieval_score", "source")
+    ]
+    assert table["p_click"].to_pylist() == [0.75, None, None]
+    assert table["p_order"].to_pylist() == [0.5, None, None]
+    assert table["retrieval_score"].to_pylist() == [0.125, 0.25, None]
+    assert plain(table)["p_click"].isna().tolist() == [False, True, True]
 
 
 def test_integer_ids_come_back_as_integers_unless_one_is_not() -> None:
@@ -47,7 +62,7 @@ def test_integer_ids_come_back_as_integers_unless_one_is_not() -> None:
 def test_items_of_several_domains_show_both_parts_of_their_key() -> None:
     catalogue = catalogue_of(["food\u241f1", "books\u241f1"])
     names = ItemNames(catalogue, with_domain=True, integers=True)
-    table = score_columns(USERS, RANKING, names)
+    table = score_columns(USERS, LISTS, names)
     assert table["item_id"].to_pylist() == [1, 1, 1]
     assert table["domain"].to_pylist() == ["books", "food", "food"]
     known, unknown = names.internal([("books", 1), ("food", "1"), ("food", 2)])

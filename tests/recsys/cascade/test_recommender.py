@@ -1,4 +1,6 @@
 import logging
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +8,17 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 
+from recsys.batch import CandidateSet
 from recsys.cascade.recommender import Recommender
+from recsys.context.config import ContextConfig
 from recsys.data.dataset import PreparedDataset
+from recsys.model.config import DataSizes, EncoderConfig, ReasonerConfig, RecommenderConfig
+from recsys.model.onepiece import OnePiece
+from recsys.model.save import save_pretrained
+from recsys.ranking.calibrate import Calibration, TaskCalibration
+from recsys.retrieval.approximate import FaissIndex, HnswConfig
 from recsys.schema import SCORE_COLUMNS
 
 
@@ -192,8 +202,6 @@ def test_a_missing_column_is_named(recommender: Recommender, log: pd.DataFrame) 
 
 
 def test_the_index_can_be_exchanged(recommender: Recommender, log: pd.DataFrame) -> None:
-    from recsys.retrieval.approximate import FaissIndex
-
     expected = recommender.recommend(log, 3)
     exact = recommender.retriever.index
     recommender.retriever.index = FaissIndex(
@@ -210,3 +218,142 @@ def test_users_come_back_in_the_order_of_their_ids(
     shuffled = log.sample(frac=1, random_state=0)
     found = recommender.recommend(shuffled, 2)["user_id"].tolist()
     assert found == sorted(found)
+
+
+@pytest.fixture(scope="module")
+def ranking(ranking_folder: Path) -> Recommender:
+    return Recommender.from_pretrained(ranking_folder)
+
+
+CASCADE_COLUMNS = [
+    *("user_id", "item_id", "rank", "score", "p_view", "p_cart", "retrieval_score", "source")
+]
+
+
+def test_a_model_that_can_rank_ranks_what_it_retrieved(
+    ranking: Recommender, log: pd.DataFrame
+) -> None:
+    frame = ranking.recommend(log, 5, num_candidates=3)
+    assert frame.columns.tolist() == CASCADE_COLUMNS
+    assert frame["source"].tolist() == (["cascade"] * 3 + ["retrieval"] * 2) * 60
+    ranked = frame[frame["source"] == "cascade"]
+    assert (ranked["score"] == ranked["p_cart"]).all()
+    assert frame["p_view"].isna().sum() == 2 * 60
+    for _, rows in ranked.groupby("user_id"):
+        assert rows["score"].is_monotonic_decreasing
+    first = ranking.recommend(log, 5, stages="retrieval")
+    assert tuple(first.columns) == SCORE_COLUMNS
+    # The same items, the same inner products, in an order of their own.
+    keys = ["user_id", "item_id"]
+    both = frame.merge(first, on=keys, suffixes=("", "_first"))
+    assert len(both) == len(frame)
+    np.testing.assert_allclose(both["retrieval_score"], both["score_first"], rtol=1e-4, atol=1e-5)
+    assert (both["rank"] != both["rank_first"]).any()
+
+
+def test_the_ranking_equals_the_models_own_on_the_same_request(
+    ranking: Recommender, log: pd.DataFrame
+) -> None:
+    user = "u07"
+    frame = ranking.recommend(log, 4, users=[user], num_candidates=4)
+    selection = ranking._select(log, [user], None)
+    (bucket, rows), retriever = selection.parts[0], ranking.retriever
+    _, context, _ = next(iter(retriever.batches(bucket, rows)))
+    state = ranking.model.read(context)
+    ids, _ = ranking._names(False).internal(frame["item_id"].tolist())
+    logits = ranking.model.rank_of(state, CandidateSet(ids[None, None, None]))
+    expected = logits[0, 0, 0].sigmoid().numpy()
+    np.testing.assert_allclose(frame[["p_view", "p_cart"]], expected, rtol=1e-4)
+
+
+def test_a_user_is_ranked_alike_alone_and_among_others(
+    ranking: Recommender, log: pd.DataFrame
+) -> None:
+    whole = ranking.recommend(log, 6, num_candidates=5)
+    alone = ranking.recommend(log, 6, users=["u41", "nobody"], num_candidates=5, batch_size=1)
+    expected = whole[whole["user_id"] == "u41"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone.iloc[:6], expected, rtol=1e-4)
+    stranger = alone.iloc[6:]
+    assert stranger["source"].tolist() == ["popular"] * 6
+    assert stranger[["p_view", "p_cart", "retrieval_score"]].isna().all(axis=None)
+
+
+def test_a_final_score_may_be_a_task_or_a_formula(ranking: Recommender, log: pd.DataFrame) -> None:
+    task = ranking.recommend(log, 3, final_score="view")
+    assert (task["score"] == task["p_view"]).all()
+    formula = ranking.recommend(log, 3, final_score="p_view * p_cart ** 2")
+    expected = formula["p_view"] * formula["p_cart"] ** 2
+    np.testing.assert_allclose(formula["score"], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"final_score \('view'\) orders ranked items"):
+        ranking.recommend(log, 3, final_score="view", stages="retrieval")
+
+
+def test_a_folders_calibration_is_applied_and_saved_again(
+    ranking: Recommender, ranking_folder: Path, log: pd.DataFrame, tmp_path: Path
+) -> None:
+    shutil.copytree(ranking_folder, tmp_path / "model")
+    tasks = {"view": TaskCalibration(), "cart": TaskCalibration(slope=2.0, intercept=-1.0)}
+    Calibration(tasks=tasks).save(tmp_path / "model")
+    calibrated = Recommender.from_pretrained(tmp_path / "model")
+    before, after = ranking.recommend(log, 3), calibrated.recommend(log, 3)
+    assert before["item_id"].equals(after["item_id"])  # a positive slope keeps the order
+    logit = np.log(before["p_cart"] / (1 - before["p_cart"]))
+    np.testing.assert_allclose(after["p_cart"], 1 / (1 + np.exp(1 - 2 * logit)), rtol=1e-3)
+    calibrated.save_pretrained(tmp_path / "again")
+    again = Recommender.from_pretrained(tmp_path / "again").recommend(log, 3)
+    pd.testing.assert_frame_equal(again, after, check_exact=True)
+
+
+def test_a_model_with_preference_anchors_reads_them_wherever_histories_come_from(
+    log: pd.DataFrame, prepared: Path, tmp_path: Path
+) -> None:
+    dataset = PreparedDataset(prepared)
+    context = ContextConfig(max_history=4, anchors=("own",), anchor_length=3)
+    config = RecommenderConfig(
+        data=DataSizes.of(dataset.manifest, anchor_lengths=context.anchor_lengths),
+        encoder=EncoderConfig(width=8, num_layers=1, max_history=4, init_std=0.5),
+        reasoner=ReasonerConfig(num_steps=1, zero_init=False),
+    )
+    torch.manual_seed(0)
+    model = OnePiece(config, dataset.catalogue).eval()
+    save_pretrained(model, tmp_path / "model", prepared, context=asdict(context))
+    recommender = Recommender.from_pretrained(tmp_path / "model")
+    expected = recommender.recommend(log, 3)
+    found = recommender.recommend(dataset, 3)
+    pd.testing.assert_frame_equal(sorted_rows(found), sorted_rows(expected))
+    recent = log.groupby("user_id").tail(4)  # what the anchors stand for is gone
+    shorter = recommender.recommend(recent, 3, filter_seen=False)
+    whole = recommender.recommend(log, 3, filter_seen=False)
+    assert not np.allclose(shorter["score"], whole["score"])
+
+
+def test_a_model_without_a_ranking_stage_says_so(
+    recommender: Recommender, log: pd.DataFrame
+) -> None:
+    with pytest.raises(ValueError, match="needs a model with a ranking stage, and this one has"):
+        recommender.recommend(log, stages="cascade")
+
+
+def test_a_policy_binds_everyone_and_tells_what_it_did(
+    ranking: Recommender, log: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    stock = [name for name in ranking.catalogue.item_ids.to_pylist()[2:] if name != "i1"]
+    with caplog.at_level(logging.WARNING):
+        policy = ranking.policy(available=[*stock, "new"], max_per_category=1, diversity=0.2)
+    assert "unknown items in available: 1" in caplog.text
+    assert [rule.name for rule in policy.rules] == ["available", "diversity", "category"]
+    frame = ranking.recommend(log, 3, policy=policy, users=["u07", "u41", "nobody"])
+    assert "i1" not in set(frame["item_id"])
+    codes_of, index = ranking.catalogue.coarse, ranking.catalogue.index
+    for _, rows in frame.groupby("user_id"):
+        codes = [int(codes_of[index[item]]) for item in rows["item_id"]]
+        assert len(set(codes)) == len(codes)
+    assert frame.attrs["policy"]["available.users"] >= 1  # the stranger's popular items
+    assert set(frame.attrs["policy"]) >= {"category.users", "category.items", "diversity.items"}
+
+
+def test_an_approximate_index_tells_its_recall(model_folder: Path, log: pd.DataFrame) -> None:
+    approximate = Recommender.from_pretrained(model_folder, hnsw=HnswConfig(num_links=4))
+    assert approximate.recommend(log, 3).attrs["index_recall"] > 0.9
+    exact = Recommender.from_pretrained(model_folder)
+    assert "index_recall" not in exact.recommend(log, 3).attrs

@@ -86,6 +86,34 @@ def test_an_epoch_has_every_training_target_exactly_once(
         assert set(targets.values()) == {1}
 
 
+@pytest.mark.parametrize("block_by", ["none", "session", "domain", "behavior"])
+def test_windows_are_cut_where_they_are_full_boundary_tokens_counted(
+    tmp_path: Path, block_by: Any
+) -> None:
+    g = torch.Generator().manual_seed(1)
+    kinds = torch.randint(0, 2, (2, 60), generator=g)
+    pauses = torch.randint(1, 120, (60,), generator=g)
+    user = User(
+        item=range(2, 62),
+        train_end=60,
+        behavior=(CLICK + kinds[0]).tolist(),
+        domain=(2 + kinds[1]).tolist(),
+        timestamp=(START + pauses.cumsum(0)).tolist(),
+    )
+    names = {"behaviors": NAMES, "domains": ("shop", "news")}
+    dataset = write_dataset(tmp_path, [user], num_trained=60, **names)
+    config = ContextConfig(max_history=9, block_by=block_by, session_gap_s=60)
+    windows = {
+        int(items[0]): int(length)
+        for context, _ in TrainingBatches(dataset, config, rows=50).epoch(0)
+        for items, length in zip(context.history.item, context.history.lengths, strict=True)
+    }
+    tokens = [windows[first] for first in sorted(windows)]
+    assert max(tokens) <= 9
+    # Where a block ends with a window, its boundary token is left out.
+    assert set(tokens[1:-1]) <= ({9} if block_by == "none" else {8, 9})
+
+
 def test_windows_start_elsewhere_every_epoch(unique: PreparedDataset) -> None:
     batches = TrainingBatches(unique, ContextConfig(max_history=4), rows=50)
 

@@ -22,6 +22,24 @@ def test_the_same_seed_gives_the_same_codes() -> None:
     assert first.tolist() == coarse_codes(vectors, num_clusters=5, seed=3).tolist()
 
 
+def test_vectors_beyond_the_sample_join_the_nearest_cluster() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, 20_000)  # 64 a cluster are fitted on, blocks are of 8,192
+    vectors = (np.eye(4)[truth] * 10 + rng.normal(size=(20_000, 4))).astype(np.float32)
+    codes = coarse_codes(vectors, num_clusters=4)
+    assert len(set(zip(truth, codes, strict=True))) == 4
+
+
+def test_clusters_are_those_of_scikit_learn_or_tighter() -> None:
+    from sklearn.cluster import KMeans
+
+    vectors = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
+    codes = coarse_codes(vectors, num_clusters=8)
+    centres = np.stack([vectors[codes == c].mean(0) for c in range(8)])
+    spread = float(((vectors - centres[codes]) ** 2).sum())
+    assert spread < 1.1 * KMeans(8, n_init=3, random_state=0).fit(vectors).inertia_
+
+
 def test_fewer_distinct_vectors_than_clusters_give_fewer_codes() -> None:
     vectors = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
     codes = coarse_codes(vectors, num_clusters=8)

@@ -121,11 +121,45 @@ def test_no_events_give_an_empty_graph(kind, window) -> None:
 def test_items_with_the_same_neighbours_get_the_same_vector() -> None:
     user = np.repeat([0, 1, 2, 3], 2)
     item = np.array([2, 4, 3, 4, 5, 6, 5, 7])
-    vectors = cooccurrence_vectors(cooccurrence(user, item, num_items=9), width=4)
+    vectors = cooccurrence_vectors(user, item, num_items=9, width=4)
     assert vectors.shape == (9, 4)
     assert vectors[2] == pytest.approx(vectors[3], abs=1e-5)
     assert abs(vectors[2] @ vectors[6]) < 1e-5
     assert not vectors[[0, 1, 8]].any()
+
+
+def test_items_of_one_community_have_close_vectors() -> None:
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(60), 5)
+    item = 2 + 10 * (user % 3) + rng.integers(0, 10, len(user))  # three groups of ten items
+    vectors = cooccurrence_vectors(user, item, num_items=32, width=3)[2:]
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
+    alike = vectors @ vectors.T
+    same = np.equal.outer(np.arange(30) // 10, np.arange(30) // 10)
+    assert alike[same].min() > 0.5 > 0.1 > np.abs(alike[~same]).max()
+
+
+def test_an_item_that_went_with_no_other_has_no_vector() -> None:
+    user, item = np.array([0, 0, 1, 1, 2, 3]), np.array([2, 3, 3, 2, 4, 4])
+    vectors = cooccurrence_vectors(user, item, num_items=5, width=2)
+    assert vectors[[2, 3]].any(axis=1).all()
+    assert not vectors[4].any()
+    none = np.zeros(0, np.int64)
+    assert not cooccurrence_vectors(none, none, num_items=5, width=2).any()
+
+
+def test_the_same_seed_gives_the_same_vectors() -> None:
+    rng = np.random.default_rng(0)
+    user, item = np.repeat(np.arange(20), 4), rng.integers(2, 12, 80)
+    options = {"num_items": 12, "width": 3}
+    first = cooccurrence_vectors(user, item, **options)
+    assert np.array_equal(first, cooccurrence_vectors(user, item, **options))
+    assert not np.array_equal(first, cooccurrence_vectors(user, item, seed=1, **options))
+
+
+def test_vectors_need_a_width() -> None:
+    with pytest.raises(ValueError, match=r"width \(0\)"):
+        cooccurrence_vectors(np.array([0, 0]), np.array([2, 3]), num_items=4, width=0)
 
 
 @pytest.mark.parametrize(

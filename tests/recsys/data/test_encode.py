@@ -89,6 +89,8 @@ def test_new_columns_may_be_named_otherwise(prepared_tiny: Path, tmp_path: Path)
     ("columns", "message"),
     [
         (ColumnSpec(user_features=("country",)), r"event_features \(\) must be those of the model"),
+        (ColumnSpec(event_features=("device", "price"), user_features=("country",),
+                    situation=("device",)), r"situation \('device',\) must be those of the model"),
         (ColumnSpec(event_features=("device", "price"), user_features=("country",), domain="x"),
          "columns.domain is 'x' but was None"),
     ],

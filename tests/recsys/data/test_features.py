@@ -57,6 +57,12 @@ def test_vocabularies_are_by_count_then_name_and_leave_out_the_unseen() -> None:
     assert found.lookup.tolist() == [4, 3, 1, 2, 1]
 
 
+def test_values_rarer_than_the_minimum_are_unknown() -> None:
+    found = fit_vocabulary(["d", "a", "c", "b"], np.array([1, 2, 0, 5]), min_count=2)
+    assert found.values == ["b", "a"]
+    assert found.lookup.tolist() == [1, 3, 1, 2, 1]
+
+
 def test_moments_by_hand() -> None:
     assert moments(2, 4.0, 10.0) == (2.0, 1.0)
     assert moments(0, 0.0, 0.0) == (0.0, 1.0)

@@ -210,6 +210,51 @@ def test_features_are_fitted_on_what_training_sees(tmp_path: Path) -> None:
     assert [found[u]["user.age"] for u in "uv"] == [1, -1]
 
 
+def test_values_below_the_minimum_count_are_unknown_everywhere(tmp_path: Path) -> None:
+    rows = [("u", "a", 1, "phone"), ("v", "b", 2, "phone"), ("w", "c", 3, "desk")]
+    path = log(tmp_path / "e.parquet", rows, "device")
+    items, users = tmp_path / "i.parquet", tmp_path / "u.parquet"
+    pq.write_table(pa.table({
+        "item_id": ["a", "b", "c"], "brand": ["x", "y", "x"], "tags": [["p"], ["p", "q"], []],
+    }), items)  # fmt: skip
+    pq.write_table(pa.table({"user_id": ["u", "v", "w"], "land": ["it", "it", "fr"]}), users)
+    columns = ColumnSpec(event_features=("device",), item_features=("brand", "tags"),
+                         user_features=("land",))  # fmt: skip
+    job = config(tmp_path, path, columns=columns, items=(str(items),), users=(str(users),))
+    prepare(replace(job, min_count=2))
+    assert PreparedDataset(tmp_path / "out").vocabularies == {
+        "event.device": ["phone"], "item.brand": ["x"], "item.tags": ["p"], "user.land": ["it"],
+    }  # fmt: skip
+    assert arrow(tmp_path / "out" / "items.arrow")["tags"].to_pylist()[2:] == [[2], [1, 2], []]
+    assert external(tmp_path / "out")[2:] == ["a", "b", "c"]
+    assert histories(tmp_path / "out")["w"]["event.device"] == [1]
+
+
+def test_texts_of_events_have_a_vector_a_code(tmp_path: Path) -> None:
+    rows = [("u", "a", 1, "red shoes"), ("u", "b", 2, "garden hose"), ("v", "a", 3, "shoes red"),
+            ("v", "a", 4, None), ("v", "a", 150, "red hat")]  # fmt: skip
+    path = log(tmp_path / "e.parquet", rows, "query")
+    columns = ColumnSpec(event_features=("query",), situation=("query",))
+    job = config(tmp_path, path, columns=columns, text_features=("query",), text_width=3)
+    manifest = prepare(job)
+    (query,), (text,) = manifest.event_features, manifest.event_texts
+    assert (query.name, query.kind, query.rows) == ("query", "categorical", 5)
+    assert (text.name, text.kind, text.rows, text.width) == ("query", "text", 5, 3)
+    assert "events.query.npy" in manifest.hashes
+    dataset = PreparedDataset(tmp_path / "out")
+    vectors = dataset.catalogue.event_texts["query"]
+    assert vectors.shape == (5, 3)
+    assert vectors[:2].abs().sum() == 0
+    place = {v: i + 2 for i, v in enumerate(dataset.vocabularies["event.query"])}
+    same = vectors[place["red shoes"]] @ vectors[place["shoes red"]]
+    other = vectors[place["red shoes"]] @ vectors[place["garden hose"]]
+    assert float(same) == pytest.approx(1)
+    assert abs(float(other)) < 1e-5
+    assert histories(tmp_path / "out")["v"]["event.query"] == [place["shoes red"], 1, 1]
+    prepare(replace(job, out=tmp_path / "again"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
+
 # --- nothing from the future, nothing lost -------------------------------------------------------
 
 
@@ -503,8 +548,8 @@ def test_a_config_that_cannot_be_meant_is_refused(
          "no column 'nope'"),
         ({"columns": ColumnSpec(item_features=("nope",)), "text_features": ()},
          "items.parquet has 0 columns named 'nope'"),
-        ({"columns": ColumnSpec(event_features=("device",)), "text_features": ("device",)},
-         "'device' cannot be a text feature"),
+        ({"columns": ColumnSpec(event_features=("price",)), "text_features": ("price",)},
+         "text feature 'price' must be a string column, not double"),
         ({"columns": ColumnSpec(item_features=("weight",)), "text_features": ("weight",)},
          "text feature 'weight' must be a string column, not double"),
     ],

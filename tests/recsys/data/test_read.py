@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.data.files import list_files
-from recsys.data.read import EventReader, unit_of
+from recsys.data.parse import unit_of
+from recsys.data.read import EventReader, unit_of_column
 from recsys.schema import ColumnSpec
 
 DAY = dt.datetime(2024, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
@@ -130,6 +131,37 @@ def test_the_unit_is_found_file_by_file_and_stated(
 def test_a_declared_unit_overrides_the_guess(tmp_path: Path) -> None:
     path = write(tmp_path / "e.parquet", user_id=[1], item_id=[1], timestamp=[5000])
     assert read(path, timestamp_unit="ms")[0] == [("1", "1", 5_000_000)]
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_the_unit_is_that_of_the_file_not_of_its_first_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, statistics: bool
+) -> None:
+    times = [0, 5, 6, *range(DAY_S * 1000, DAY_S * 1000 + 27)]
+    path = tmp_path / "e.parquet"
+    table = pa.table({"user_id": [1] * 30, "item_id": [1] * 30, "timestamp": times})
+    pq.write_table(table, path, row_group_size=3, write_statistics=statistics)
+    source = reader(path, batch_rows=3)
+    with caplog.at_level(logging.WARNING):
+        found = [int(t) for b in source if b.time is not None for t in b.time]
+    assert source.units == {"ms": 1}
+    assert found == [t * 1000 for t in times]
+    assert "only 93.1% of the numbers in 'timestamp' look like milliseconds" in caplog.text
+
+
+def test_statistics_that_agree_decide_without_a_look_at_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "e.parquet", timestamp=pa.array([DAY_S * 1000, DAY_S * 1001]))
+    with pq.ParquetFile(path) as parquet:
+        monkeypatch.delattr(pq.ParquetFile, "iter_batches")
+        assert unit_of_column(parquet, "timestamp") == ("ms", 1.0)
+
+
+def test_numbers_that_are_all_missing_are_read_as_seconds(tmp_path: Path) -> None:
+    path = write(tmp_path / "e.parquet", timestamp=pa.array([None, None], pa.int64()))
+    with pq.ParquetFile(path) as parquet:
+        assert unit_of_column(parquet, "timestamp") == ("s", 1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The synthetic world: its tables, its truth, and that it can be learned."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +26,10 @@ from recsys.data.text import text_vectors
 
 SMALL = SyntheticConfig(num_users=40, num_items=90, num_events=1_500, num_days=14)
 MIDDLE = SyntheticConfig(num_users=600, num_items=300, num_events=18_000)
+SEARCH = replace(
+    MIDDLE, num_topics=6, num_items=600, search_share=0.9, query_share=0.6, transition_share=0.1
+)
+TABLES = ("events", "items", "users", "impressions", "causes")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +40,11 @@ def small() -> World:
 @pytest.fixture(scope="module")
 def middle() -> World:
     return synthetic_world(MIDDLE)
+
+
+@pytest.fixture(scope="module")
+def search() -> World:
+    return synthetic_world(SEARCH)
 
 
 def with_causes(world: World) -> pd.DataFrame:
@@ -56,9 +67,19 @@ def test_the_number_of_events_is_exact_and_all_times_lie_in_order() -> None:
 
 def test_the_same_seed_gives_the_same_world_and_another_seed_another(small: World) -> None:
     again, other = synthetic_world(SMALL), synthetic_world(replace(SMALL, seed=1))
-    for name in ("events", "items", "users", "impressions", "causes"):
+    for name in TABLES:
         assert getattr(again, name).equals(getattr(small, name))
         assert not getattr(other, name).equals(getattr(small, name))
+
+
+@pytest.mark.parametrize(
+    ("change", "start"),
+    [({}, "4fef8618546fe3e8"), ({"num_domains": 2, "dirty": True}, "6756f6bc91037b99")],
+)
+def test_new_options_leave_the_worlds_of_before_as_they_were(change, start) -> None:
+    world = synthetic_world(replace(SMALL, **change))
+    content = json.dumps([getattr(world, name).to_pydict() for name in TABLES])
+    assert hashlib.sha256(content.encode()).hexdigest().startswith(start)
 
 
 def test_the_stream_holds_the_rows_of_the_world_whatever_the_batch_size(
@@ -102,6 +123,46 @@ def test_every_kind_of_cause_says_the_truth(middle: World) -> None:
     tastes = users.tastes[of["taste"].user_id - 100_000]
     assert (tastes == truth.topic[of["taste"].item][:, None]).any(1).all()
     assert np.isin(of["trend"].item, truth.trending).all()
+
+
+def test_a_query_is_answered_by_what_its_searchers_want_in_those_days(search: World) -> None:
+    rows = with_causes(search)
+    asked = rows[rows.kind == "query"]
+    assert 0.3 < len(asked) / len(rows) < 0.5
+    assert asked["query"].notna().all()
+    assert asked.cause_event.isna().all()
+    # Six days apart the same phrase has other answers; inside a period at most five.
+    period = (asked.timestamp - START_TIME) // 86_400 // 6
+    answers = asked.groupby(["query", period]).item_id.nunique()
+    assert answers.max() == 5
+    assert asked.groupby("query").item_id.nunique().median() > 10
+    assert {"query"} == set(search.impressions.column_names) - set(
+        synthetic_world(SMALL).impressions.column_names
+    )
+
+
+def test_recent_clicks_of_other_searchers_tell_more_than_taste_or_all_clicks_of_the_query(
+    search: World,
+) -> None:
+    rows = with_causes(search)
+    rows = rows[(rows.behavior == "click") & rows["query"].notna()].reset_index(drop=True)
+    rows = rows[~rows.duplicated(["user_id", "item_id"])]  # a user's repeats are no news
+    day = (rows.timestamp - START_TIME) // 86_400
+    hits: dict[str, list[bool]] = {"recent": [], "ever": [], "taste": []}
+    for at in rows.index[day > 50][::7]:
+        now, before = rows.loc[at], rows[day < day[at]]
+        asked = before[before["query"] == now["query"]]
+        known = {
+            "recent": asked[day[asked.index] >= day[at] - 4],
+            "ever": asked,
+            "taste": before[before.topic == now.topic],
+        }
+        for name, clicks in known.items():
+            hits[name].append(now.item_id in clicks.item_id.value_counts().index[:5])
+    share = {name: np.mean(found) for name, found in hits.items()}
+
+    assert share["recent"] > 2 * share["ever"]
+    assert share["recent"] > 2 * share["taste"]
 
 
 def test_the_funnel_nests_and_favourites_stand_outside(middle: World) -> None:
@@ -187,7 +248,7 @@ def test_dirt_is_appended_and_leaves_the_clean_rows_alone(small: World) -> None:
 
 def test_written_files_read_back_and_no_temporary_name_stays(small: World, tmp_path) -> None:
     write(small, tmp_path)
-    for name in ("events", "items", "users", "impressions", "causes"):
+    for name in TABLES:
         assert pq.read_table(tmp_path / f"{name}.parquet").equals(getattr(small, name))
     assert len(list(tmp_path.iterdir())) == 5
 
@@ -261,6 +322,7 @@ def test_extreme_sizes_work(config: SyntheticConfig) -> None:
         ({"repeat_share": 0.9}, r"0\.9"),
         ({"noise_share": -0.1}, r"-0\.1"),
         ({"impression_share": 1.5}, r"impression_share \(1\.5\)"),
+        ({"search_share": -0.5}, r"search_share \(-0\.5\)"),
     ],
 )
 def test_bad_settings_are_named(change, message) -> None:

@@ -87,7 +87,7 @@ def test_domains_are_read_from_the_target_events() -> None:
 
 
 def test_user_ids_come_from_their_bucket() -> None:
-    assert external_user_ids(make_dataset(), make_table()) == ["a", "c", "d"]
+    assert external_user_ids(make_dataset(), make_table().user_index) == ["a", "c", "d"]
 
 
 def test_codes_must_have_labels() -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recsys.losses.softmax import full_softmax_loss, sampled_softmax_loss
+from recsys.losses.softmax import full_softmax_loss, rounded_products, sampled_softmax_loss
 
 N, D = 11, 4
 
@@ -80,6 +80,96 @@ def test_no_more_than_a_chunk_of_logits_ever_exists() -> None:
     assert seen.largest == 4 * 50
 
 
+class HowProductsAreMade(TorchDispatchMode):
+    """Remembers the precision of every matrix product's factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "mm" in func.__name__:
+            self.seen.add(torch.backends.mkldnn.matmul.fp32_precision)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_products_are_rounded_where_that_is_asked_for_and_nowhere_else(enabled: bool) -> None:
+    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    query, items, target = leaves(5, torch.float32)
+    with rounded_products(enabled):
+        with HowProductsAreMade() as inside:
+            loss = full_softmax_loss(query, items, target)
+        with HowProductsAreMade() as outside:
+            query @ items.T
+    with HowProductsAreMade() as after:
+        loss.backward()
+        full_softmax_loss(query, items, target).backward()
+    assert inside.seen == {"bf16" if enabled else "ieee"}
+    assert outside.seen == after.seen == {"ieee"}
+
+
+def test_rounded_products_change_loss_and_gradients_by_less_than_one_percent() -> None:
+    """Each factor loses at most 1 part in 512; the softmax and the sums are float32."""
+    query = torch.randn(300, 64, requires_grad=True)
+    items = (0.3 * torch.randn(2000, 64)).requires_grad_()
+    target = torch.randint(0, 2000, (300,))
+    exact = full_softmax_loss(query, items, target)
+    with rounded_products():
+        rounded = full_softmax_loss(query, items, target)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=1e-3)
+    for mine, other in zip(
+        torch.autograd.grad(rounded, (query, items)),
+        torch.autograd.grad(exact, (query, items)),
+        strict=True,
+    ):
+        assert (mine - other).norm() < 0.01 * other.norm()
+
+
+def test_half_precision_vectors_are_read_as_float32() -> None:
+    query, items, target = leaves(5, torch.bfloat16)
+    loss = full_softmax_loss(query, items, target)
+    assert torch.equal(loss, full_softmax_loss(query.float(), items.float(), target))
+    loss.backward()
+    assert query.grad is not None
+    assert query.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_several_targets_of_a_query_equal_one_row_each(chunk: int) -> None:
+    query, items, _ = leaves(4)
+    target = torch.tensor([[3, 5, 0], [10, 10, 2], [1, 0, 0], [0, 0, 0]])
+    weight = torch.tensor(
+        [[0.5, 0.2, 0.3], [1.0, 2.0, 0.0], [0.7, 0, 0], [0, 0, 0]], dtype=torch.float64
+    )
+    loss = full_softmax_loss(query, items, target, weight=weight, temperature=0.5, chunk=chunk)
+    row, column = weight.nonzero(as_tuple=True)
+    apart = full_softmax_loss(
+        query[row], items, target[row, column], weight=weight[row, column], temperature=0.5
+    )
+    torch.testing.assert_close(loss, apart, atol=1e-12, rtol=0)
+    ours = torch.autograd.grad(loss, (query, items))
+    theirs = torch.autograd.grad(apart, (query, items))
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-12, rtol=0)
+    assert not ours[0][3].any()  # no target, no pull
+
+
+def test_several_targets_without_weights_count_alike() -> None:
+    query, items, _ = leaves(2)
+    target = torch.tensor([[3, 5], [0, 1]])
+    each = [full_softmax_loss(query, items, target[:, j]) for j in range(2)]
+    torch.testing.assert_close(full_softmax_loss(query, items, target), sum(each) / 2)
+
+
+def test_a_query_costs_one_row_of_logits_however_many_targets_it_has() -> None:
+    query, items = torch.randn(8, 2, requires_grad=True), torch.randn(50, 2, requires_grad=True)
+    with LargestTensor() as seen:
+        full_softmax_loss(query, items, torch.zeros(8, 10).long()).backward()
+    assert seen.largest == 8 * 50
+
+
 def test_no_queries_cost_nothing_and_still_have_a_gradient() -> None:
     query, items, target = leaves(0)
     loss = full_softmax_loss(query, items, target)
@@ -104,6 +194,10 @@ def test_shapes_that_disagree_are_refused() -> None:
         full_softmax_loss(query, items[:, :3], target)
     with pytest.raises(ValueError, match=r"and target \(1,\) must be \(n, D\), \(N, D\)"):
         full_softmax_loss(query, items, target[:1])
+    with pytest.raises(ValueError, match=r"and target \(2, 1, 1\) must be .* or \(n, J\)"):
+        full_softmax_loss(query, items, target[:, None, None])
+    with pytest.raises(ValueError, match=r"weight \(2, 1\) must have the shape of target, \(2,\)"):
+        full_softmax_loss(query, items, target, weight=torch.ones(2, 1))
 
 
 def test_the_sampled_softmax_is_what_the_hand_works_out() -> None:

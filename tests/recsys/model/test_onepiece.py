@@ -110,9 +110,10 @@ def test_a_planted_future_event_changes_nothing_before_it(
 def test_a_request_changes_neither_the_prefix_nor_another_request(toy: PreparedDataset) -> None:
     model, batch = build(toy)
     requests = batch.requests
-    gap = requests.gap.clone()
+    gap = requests.situation["gap"].clone()
     gap[:, 1] += 5
-    moved = replace(batch, requests=replace(requests, gap=gap))
+    situation = {**requests.situation, "gap": gap}
+    moved = replace(batch, requests=replace(requests, situation=situation))
     before, after = model(batch), model(moved)
     assert torch.equal(before.prefix, after.prefix)
     for one, other in zip(before.steps, after.steps, strict=True):

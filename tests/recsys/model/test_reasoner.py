@@ -10,8 +10,8 @@ from torch import Tensor
 
 from recsys.batch import ContextBatch
 from recsys.data.dataset import PreparedDataset
+from recsys.model.encoder import state_at
 from recsys.model.onepiece import OnePiece
-from recsys.model.reasoner import state_at
 from recsys.nn.mask import SHARED, TokenAttributes, may_attend
 
 LENGTHS, CUTS = (6, 3), ((6, 0, 2), (1, 3, 0))
@@ -181,7 +181,7 @@ def test_a_decoder_at_zero_passes_the_prefix_state_and_the_step_embeddings_on(
     base = model.request_tokens(batch) + model.history_tokens.position(
         (batch.requests.cut[..., None] + torch.arange(M)).clamp(max=12)
     )
-    blocks = model.reason(batch, prefix, items)
+    _, blocks, _ = model.reason(batch, prefix, items)
     expected = base + state_at(prefix.hidden, batch.requests.cut)[:, :, None]
     for k, block in enumerate(blocks):
         torch.testing.assert_close(block, expected + model.reasoner.step[:k].sum(dim=0))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from recsys.nn.mask import SHARED, TokenAttributes, may_attend, prefix_visible
 from recsys.nn.relative_bias import RelativeBias
+from recsys.nn.tail import CachedTail
 from recsys.nn.transformer import TransformerLayer
 
 LENGTHS = (6, 3)
@@ -45,11 +46,10 @@ class Case:
             x, cache = layer.prefix(x, bias)
             caches.append(cache)
         visible, blocks = prefix_visible(cut, T), []
+        tail = CachedTail(self.layers, caches, visible, tail_bias)
         for k, block in enumerate(self.tail):
             position = cut[..., None] + k * M + torch.arange(M)
-            for layer, cache in zip(self.layers, caches, strict=True):
-                block = layer.tail(block, cache, position, visible, tail_bias)
-            blocks.append(block)
+            blocks.append(tail.append(block, position))
         return x, blocks
 
     def dense(self) -> tuple[Tensor, list[Tensor]]:
@@ -167,20 +167,20 @@ def test_keys_and_values_of_given_hidden_states_are_those_the_layer_itself_makes
     layer = TransformerLayer(D, H, 12, rotary=True)
     x = torch.randn(B, T, D)
     made, cached = layer.prefix(x)[1], layer.cache_prefix(x)
-    assert torch.equal(made.prefix[0], cached.prefix[0])
-    assert torch.equal(made.prefix[1], cached.prefix[1])
+    assert all(torch.equal(one, two) for one, two in zip(made, cached, strict=True))
 
 
-def test_a_forked_cache_grows_on_its_own() -> None:
-    layer = TransformerLayer(D, H, 12)
-    _, cache = layer.prefix(torch.randn(B, T, D))
-    fork = cache.fork()
-    cut = torch.tensor(CUTS)
-    layer.tail(
-        torch.randn(B, Q, M, D), fork, cut[..., None].expand(B, Q, M), prefix_visible(cut, T)
-    )
-    assert len(fork.tail) == 1
-    assert cache.tail == []
+@pytest.mark.parametrize("rotary", [False, True])
+def test_a_layer_asked_only_at_the_cuts_answers_what_the_whole_prefix_answers_there(
+    rotary: bool,
+) -> None:
+    layer = TransformerLayer(D, H, 12, rotary=rotary).double()
+    x, cut = torch.randn(B, T, D, dtype=torch.float64), torch.tensor(CUTS)
+    whole, found = layer.prefix(x)[0], layer.prefix_at(x, cut)
+    for b in range(B):
+        for q in range(Q):
+            if cut[b, q]:
+                torch.testing.assert_close(found[b, q], whole[b, cut[b, q] - 1], atol=1e-12, rtol=0)
 
 
 def test_a_layer_refuses_a_width_its_heads_do_not_divide() -> None:

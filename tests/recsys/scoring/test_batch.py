@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,9 @@ import pytest
 
 import recsys.scoring.batch as batch
 from recsys.cascade.recommender import Recommender
-from recsys.scoring.batch import ScoreConfig, score
+from recsys.privacy.pseudonymise import Pseudonymiser
+from recsys.retrieval.approximate import HnswConfig
+from recsys.scoring.batch import ColumnNames, ScoreConfig, score
 from recsys.scoring.output import OutputFolder
 
 
@@ -207,11 +210,128 @@ def test_integer_ids_stay_integers_and_short_lists_are_counted(
     assert report.users_short == (sizes < 29).sum()
 
 
+def test_a_cascade_job_writes_what_recommend_returns_and_resumes(
+    config: ScoreConfig,
+    ranking_folder: Path,
+    log: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(config, model=ranking_folder, num_candidates=3, final_score="p_view * p_cart")
+    commit = OutputFolder.commit
+
+    def failing(self: OutputFolder, bucket: int, counts: dict[str, int]) -> None:
+        if bucket == 2:
+            raise RuntimeError("power cut")
+        commit(self, bucket, counts)
+
+    monkeypatch.setattr(OutputFolder, "commit", failing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        score(config)
+    monkeypatch.undo()
+    report = score(config)
+    assert (report.stages, report.shards_resumed, report.rows) == ("cascade", 2, 240)
+    assert report.index_recall is None
+    expected = Recommender.from_pretrained(ranking_folder).recommend(
+        log, 4, num_candidates=3, final_score="p_view * p_cart"
+    )
+    frame = sorted_rows(rows_of(config.out))
+    assert {"p_view", "p_cart", "retrieval_score"} < set(frame.columns)
+    pd.testing.assert_frame_equal(frame, sorted_rows(expected), rtol=1e-4)
+
+
+def test_whatever_decides_the_rows_makes_another_job(
+    config: ScoreConfig, ranking_folder: Path, log: pd.DataFrame, tmp_path: Path
+) -> None:
+    config = replace(config, model=ranking_folder, num_buckets=1)
+    score(config)
+    log.to_parquet(tmp_path / "items.parquet", index=False)
+    items = (str(tmp_path / "items.parquet"),)
+    for change, told in (
+        ({"stages": "retrieval"}, "stages was None, is 'retrieval'"),
+        ({"num_candidates": 5}, "num_candidates was 200, is 5"),
+        ({"final_score": "view"}, "final_score was None, is 'view'"),
+        ({"index": "hnsw"}, "index was 'exact', is 'hnsw'"),
+        ({"hnsw": HnswConfig(num_links=4)}, "hnsw changed"),
+        ({"max_per_category": 2}, "max_per_category was None, is 2"),
+        ({"columns": ColumnNames(order="timestamp")}, "columns changed"),
+        ({"deny": items}, "deny changed"),
+        ({"available": items}, "available changed"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            score(replace(config, **change))
+    with pytest.raises(ValueError, match="pseudonyms was None"):
+        score(config, pseudonymise=Pseudonymiser(b"sixteen bytes at least"))
+
+
+def test_lists_of_items_and_limits_bind_and_are_told(
+    config: ScoreConfig, model_folder: Path, log: pd.DataFrame, tmp_path: Path
+) -> None:
+    recommender = Recommender.from_pretrained(model_folder)
+    usual = recommender.recommend(log, 2, filter_seen=False)["item_id"].value_counts().index
+    names = [usual[0], *sorted(set(log["item_id"]) - {usual[0]})]
+    pd.DataFrame({"item_id": [*names[1:], "new"]}).to_parquet(tmp_path / "stock.parquet")
+    pd.DataFrame({"item_id": names[2:4]}).to_parquet(tmp_path / "deny.parquet")
+    files = {"available": (str(tmp_path / "stock.parquet"),)}
+    files["deny"] = (str(tmp_path / "deny.parquet"),)
+    report = score(replace(config, filter_seen=False, max_per_category=1, k=2, **files))
+    frame = rows_of(config.out)
+    assert not {names[0], *names[2:4]} & set(frame["item_id"])
+    catalogue = recommender.catalogue
+    code = frame["item_id"].map(lambda name: int(catalogue.coarse[catalogue.index[name]]))
+    assert not frame.assign(code=code).duplicated(["user_id", "code"]).any()
+    assert report.unknown_items == {"unknown_items_in_available": 1, "unknown_items_in_deny": 0}
+    assert set(report.policy) == {
+        *("available.users", "available.items", "category.users", "category.items")
+    }
+    assert 0 < report.policy["available.users"] <= 60
+    whole = replace(config, out=tmp_path / "one", filter_seen=False, max_per_category=1, k=2)
+    again = score(replace(whole, num_buckets=1, batch_size=3, **files))
+    assert again.policy == report.policy  # counts add up over shards
+
+
+def test_a_list_without_the_item_column_is_named(config: ScoreConfig, tmp_path: Path) -> None:
+    pd.DataFrame({"sku": ["i1"]}).to_parquet(tmp_path / "deny.parquet")
+    with pytest.raises(ValueError, match=r"deny.parquet lists items by .*it has \['sku'\]"):
+        score(replace(config, deny=(str(tmp_path / "deny.parquet"),)))
+
+
+def test_an_approximate_index_is_compared_with_the_exact_one(config: ScoreConfig) -> None:
+    report = score(replace(config, index="hnsw", hnsw=HnswConfig(num_links=4)))
+    assert report.index_recall is not None
+    assert 0.9 < report.index_recall <= 1
+
+
+def test_pseudonyms_stand_for_users_in_the_scores(config: ScoreConfig, log: pd.DataFrame) -> None:
+    hide = Pseudonymiser(b"sixteen bytes at least")
+    report = score(config, pseudonymise=hide)
+    assert set(rows_of(config.out)["user_id"]) == set(hide(sorted(set(log["user_id"]))))
+    assert "sixteen" not in json.dumps(report.identity)
+
+
+def test_columns_may_have_other_names(config: ScoreConfig, log: pd.DataFrame) -> None:
+    plain = score(config)
+    expected = rows_of(config.out)
+    for name in ("a", "b"):
+        path = Path(config.events[0]) / f"{name}.parquet"
+        pd.read_parquet(path).rename(columns={"user_id": "who", "timestamp": "ts"}).to_parquet(path)
+    named = replace(config, columns=ColumnNames(user_id="who", timestamp="ts"), overwrite=True)
+    assert score(named).rows == plain.rows
+    pd.testing.assert_frame_equal(rows_of(config.out), expected)
+
+
 def test_progress_reaches_the_last_user(config: ScoreConfig) -> None:
     told: list[tuple[str, int, int]] = []
     score(config, progress=lambda *step: told.append(step))
     assert told[-1] == ("score", 60, 60)
     assert {stage for stage, *_ in told} >= {"read", "score"}
+
+
+def test_shards_hold_a_bounded_number_of_events(
+    config: ScoreConfig, log: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "EVENTS_PER_SHARD", -(-len(log) // 3))
+    assert score(replace(config, num_buckets=0)).shards == 3
 
 
 def test_wrong_arguments_are_named(config: ScoreConfig) -> None:

@@ -10,8 +10,9 @@ from toy_run import CONFIG, CONTEXT, Killable, Killed, Run, check_same, recall
 
 from recsys.context.loader import TrainingBatches, evaluation_batches
 from recsys.data.dataset import PreparedDataset
+from recsys.losses import softmax
 from recsys.model.onepiece import OnePiece
-from recsys.training import loop
+from recsys.training import loop, objective
 from recsys.training.loop import NonFiniteLossError, train
 from recsys.training.objective import Objective, ObjectiveConfig
 from recsys.training.optim import OptimizerConfig, lr_factor
@@ -196,22 +197,26 @@ def test_the_recorded_rate_is_that_of_the_epochs_last_step(whole: Any) -> None:
     assert rates == [0.02 * lr_factor(s, 21, CONFIG.optimizer) for s in (6, 13, 20)]
 
 
-def test_training_ends_in_the_precision_and_mode_it_was_started_in(
-    toy: PreparedDataset, tmp_path: Path
+def test_losses_are_computed_in_the_runs_precision_and_metrics_in_float32(
+    toy: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.backends.mkldnn.matmul.fp32_precision = "none"
-    seen = []
+    seen: dict[str, set[bool]] = {"loss": set(), "metric": set()}
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        seen["loss"].add(softmax._rounds.get())
+        return softmax.full_softmax_loss(*args, **kwargs)
 
     def validate(candidate: OnePiece) -> dict[str, float]:
-        seen.append(torch.backends.mkldnn.matmul.fp32_precision)
+        seen["metric"].add(softmax._rounds.get())
         return {"recall@1": 0.0}
 
+    monkeypatch.setattr(objective, "full_softmax_loss", watched)
     run = Run(toy, tmp_path)
     run.start(replace(CONFIG, epochs=1, precision="bf16"), validate=validate)
-    assert seen == ["ieee"]  # metrics are made in float32 whatever training uses
-    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+    assert seen == {"loss": {True}, "metric": {False}}
     with pytest.raises(Killed):
         run.start(replace(CONFIG, precision="bf16"), kill_at=1)
+    assert not softmax._rounds.get()
     assert torch.backends.mkldnn.matmul.fp32_precision == "none"
 
 

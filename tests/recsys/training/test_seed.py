@@ -1,6 +1,8 @@
+import pytest
 import torch
 
-from recsys.training.seed import keep_freed_memory, seed_everything, set_precision
+from recsys.losses.softmax import full_softmax_loss
+from recsys.training.seed import in_precision, keep_freed_memory, seed_everything
 
 
 def test_one_seed_repeats_every_draw() -> None:
@@ -12,15 +14,17 @@ def test_one_seed_repeats_every_draw() -> None:
     assert not torch.equal(torch.randn(4), first)
 
 
-def test_float32_products_are_exact_to_float32_and_bf16_ones_close() -> None:
+def test_bf16_rounds_the_products_of_the_full_softmax_and_no_others() -> None:
     a, b = torch.randn(64, 128), torch.randn(128, 64)
-    exact = a.double() @ b.double()
-    set_precision("float32")
-    assert (a @ b - exact).abs().max() < 1e-4
-    set_precision("bf16")
-    error = (a @ b - exact).abs().max()
-    assert error < 1.0  # rounded factors where the processor has the instruction, exact elsewhere
-    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    target = torch.arange(64)
+    exact = full_softmax_loss(a, b.T, target)
+    with in_precision("float32"):
+        assert torch.equal(full_softmax_loss(a, b.T, target), exact)
+    with in_precision("bf16"):
+        assert (a @ b - a.double() @ b.double()).abs().max() < 1e-4
+        assert full_softmax_loss(a, b.T, target).item() == pytest.approx(exact.item(), rel=1e-2)
+        with in_precision("float32"):
+            assert torch.equal(full_softmax_loss(a, b.T, target), exact)
 
 
 def test_asking_the_c_library_to_keep_memory_never_fails() -> None:

@@ -2,109 +2,25 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tiny_world import START, User, tiny_model, write_dataset
+from tiny_world import User, tiny_model, write_dataset
+from two_days import NEW, OLD, code, write_day
 
 from recsys.context.config import ContextConfig
 from recsys.context.loader import history_batches
 from recsys.data.dataset import PreparedDataset
 from recsys.model.onepiece import OnePiece
 from recsys.model.save import save_pretrained
-from recsys.schema import Feature
-from recsys.training.checkpoint import RunState, save_checkpoint, set_moments
-from recsys.training.optim import OptimizerConfig, build_optimizer
-from recsys.training.warm_start import row_sources, warm_start
-from recsys.types import FIRST_BEHAVIOR, FIRST_ID, UNKNOWN
-
-FACTS = {
-    "a": ("book", ["new", "sale"], 0.1),
-    "b": ("film", [], -0.3),
-    "c": ("book", ["sale"], 0.7),
-    "d": ("game", ["new", "rare"], 1.1),
-    "e": ("film", ["rare"], -2.0),
-}
-LOGS = {
-    "de": [("a", "click", "tv"), ("b", "cart", "pc"), ("c", "click", "pc")],
-    "fr": [("c", "click", "tv"), ("a", "click", "tv"), ("b", "click", "pc"), ("a", "cart", "tv")],
-}
-OLD: dict[str, Any] = {
-    "trained": ["a", "b", "c"],
-    "untrained": ["e"],
-    "item.type": ["book", "film"],
-    "item.tags": ["new", "sale", "rare"],
-    "user.country": ["de", "fr"],
-    "event.device": ["tv", "pc"],
-    "behaviors": ["click", "cart"],
-}
-NEW: dict[str, Any] = {
-    "trained": ["d", "c", "b", "e", "a"],
-    "untrained": [],
-    "item.type": ["game", "film", "book"],
-    "item.tags": ["rare", "gift", "sale", "new"],
-    "user.country": ["us", "fr", "de"],
-    "event.device": ["pc", "phone", "tv"],
-    "behaviors": ["save", "cart", "click"],
-}
-
-
-def code(words: list[str], word: str) -> int:
-    return words.index(word) + FIRST_ID if word in words else UNKNOWN
-
-
-def write(folder: Path, words: dict[str, Any]) -> PreparedDataset:
-    """The logs and facts above under one day's vocabularies."""
-    items = [*words["trained"], *words["untrained"]]
-    users = [
-        User(
-            item=[code(items, item) for item, _, _ in events],
-            train_end=len(events),
-            timestamp=[START + 1000 * i for i in range(len(events))],
-            behavior=[words["behaviors"].index(kind) + FIRST_BEHAVIOR for _, kind, _ in events],
-            event={"device": [code(words["event.device"], d) for _, _, d in events]},
-            user={"country": code(words["user.country"], country)},
-        )
-        for country, events in LOGS.items()
-    ]
-    facts = [FACTS[item] for item in items]
-
-    def sized(owner: str, name: str, kind: Any) -> Feature:
-        return Feature(name=name, kind=kind, rows=len(words[f"{owner}.{name}"]) + FIRST_ID)
-
-    return write_dataset(
-        folder,
-        users,
-        num_trained=len(words["trained"]),
-        num_untrained=len(words["untrained"]),
-        item_ids=items,
-        behaviors=tuple(words["behaviors"]),
-        item_features=(
-            sized("item", "type", "categorical"),
-            sized("item", "tags", "multi_hot"),
-            Feature(name="price", kind="numeric"),
-        ),
-        user_features=(sized("user", "country", "categorical"),),
-        event_features=(sized("event", "device", "categorical"),),
-        item_values={
-            "type": [0, 1, *(code(words["item.type"], kind) for kind, _, _ in facts)],
-            "tags": [
-                [],
-                [],
-                *([code(words["item.tags"], t) for t in tags] for _, tags, _ in facts),
-            ],
-            "price": [0.0, 0.0, *(price for _, _, price in facts)],
-        },
-        vocabularies={key: value for key, value in words.items() if "." in key},
-    )
+from recsys.training.warm_start import warm_start
+from recsys.types import UNKNOWN
 
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedDataset, OnePiece, Path]:
     folder = tmp_path_factory.mktemp("old")
-    dataset = write(folder / "data", OLD)
+    dataset = write_day(folder / "data", OLD)
     model = tiny_model(dataset, seed=1)
     save_pretrained(model, folder / "model", dataset.path)
     return dataset, model, folder / "model"
@@ -112,7 +28,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedDataset, OneP
 
 @pytest.fixture
 def new(tmp_path: Path) -> PreparedDataset:
-    return write(tmp_path / "data", NEW)
+    return write_day(tmp_path / "data", NEW)
 
 
 def queries(dataset: PreparedDataset, model: OnePiece) -> dict[str, torch.Tensor]:
@@ -130,7 +46,6 @@ def test_a_grown_model_answers_known_users_exactly_as_the_old_one(
     grown = tiny_model(new, seed=2)
     counts = warm_start(grown, new, folder)
     assert (counts.known, counts.new, counts.gone) == (3, 2, 0)
-    assert counts.moments == {}  # there is no checkpoint beside the model
     before, after = queries(dataset, model), queries(new, grown)
     assert list(before) == list(after)
     for head in before:
@@ -184,44 +99,6 @@ def test_a_grown_model_trains(
     assert all(p.grad.isfinite().all() for p in grown.parameters() if p.grad is not None)
 
 
-def one_step(dataset: PreparedDataset, model: OnePiece, optimizer: torch.optim.Optimizer) -> None:
-    context = next(history_batches(dataset.buckets[0], dataset.manifest, ContextConfig()))[1]
-    optimizer.zero_grad()
-    model(context).prefix.square().sum().backward()
-    optimizer.step()
-
-
-def test_the_optimizers_state_moves_with_the_rows_it_belongs_to(
-    new: PreparedDataset, tmp_path: Path
-) -> None:
-    dataset = write(tmp_path / "old", OLD)
-    model = tiny_model(dataset, seed=1)
-    optimizer = build_optimizer(model, OptimizerConfig())
-    one_step(dataset, model, optimizer)
-    run = tmp_path / "run"
-    save_pretrained(model, run / "model", dataset.path)
-    save_checkpoint(run / "checkpoints", model, optimizer, {}, RunState(step=1))
-    grown = tiny_model(new, seed=2)
-    moments = warm_start(grown, new, run / "model").moments
-    table = "item_encoder.encoder.id_table.embeddings.id.weight"
-    for slot in ("exp_avg", "exp_avg_sq"):
-        before = optimizer.state[model.get_parameter(table)][slot]
-        after = moments[f"{table}.{slot}"]
-        for item in ("a", "b", "c"):
-            row = after[new.catalogue.index[item]]
-            assert torch.equal(row, before[dataset.catalogue.index[item]])
-            assert row.any()
-        for item in ("d", "e"):
-            assert not after[new.catalogue.index[item]].any()
-        norm = optimizer.state[model.answer_norm.weight][slot]
-        assert torch.equal(moments[f"answer_norm.weight.{slot}"], norm)
-    assert moments["answer_norm.weight.step"] == 1
-    continued = build_optimizer(grown, OptimizerConfig())
-    set_moments(grown, continued, moments)
-    one_step(new, grown, continued)
-    assert continued.state[grown.answer_norm.weight]["step"] == 2
-
-
 def test_the_same_data_is_copied_whole(old: tuple[PreparedDataset, OnePiece, Path]) -> None:
     dataset, model, folder = old
     again = tiny_model(dataset, seed=5)
@@ -244,21 +121,45 @@ def test_parts_the_old_model_had_not_start_fresh_and_are_named(
     assert torch.equal(deeper.get_parameter("encoder.layers.2.qkv.weight"), fresh)
 
 
-def test_coarse_codes_that_differ_start_their_head_fresh(
-    old: tuple[PreparedDataset, OnePiece, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    dataset = write_dataset(
-        tmp_path, [User(item=[2, 3], train_end=2)], num_trained=3, num_coarse=9,
-        coarse=[8, 7, 6], item_ids=["a", "b", "c"],
-    )  # fmt: skip
-    plain = write_dataset(
-        tmp_path / "old", [User(item=[2, 3], train_end=2)], num_trained=3,
+def coarse_day(folder: Path, codes: list[int], names: list[str] | None) -> PreparedDataset:
+    """Three items with coarse codes, which may have names."""
+    return write_dataset(
+        folder,
+        [User(item=[2, 3], train_end=2)],
+        num_trained=3,
         item_ids=["a", "b", "c"],
-    )  # fmt: skip
-    save_pretrained(tiny_model(plain), tmp_path / "model", plain.path)
+        coarse=codes,
+        num_coarse=max(codes) + 1,
+        vocabularies={} if names is None else {"coarse": names},
+    )
+
+
+def test_the_coarse_head_follows_the_names_of_its_categories(tmp_path: Path) -> None:
+    old = coarse_day(tmp_path / "old", [2, 3, 3], ["book", "film"])
+    new = coarse_day(tmp_path / "new", [3, 4, 2], ["art", "book", "film"])
+    model, grown = tiny_model(old, seed=1), tiny_model(new, seed=2)
+    save_pretrained(model, tmp_path / "model", old.path)
+    warm_start(grown, new, tmp_path / "model")
+    for part in ("weight", "bias"):
+        before = model.get_parameter(f"coarse_head.{part}")
+        after = grown.get_parameter(f"coarse_head.{part}")
+        assert torch.equal(after, before[[0, 1, 1, 2, 3]])  # art is new
+
+
+@pytest.mark.parametrize("codes", [[2, 3, 2], [4, 3, 2]])
+def test_clusters_that_changed_start_their_head_fresh(
+    tmp_path: Path, codes: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Clusters have no names: the same number may stand for other items today."""
+    old = coarse_day(tmp_path / "old", [2, 3, 3], None)
+    new = coarse_day(tmp_path / "new", codes, None)
+    save_pretrained(tiny_model(old, seed=1), tmp_path / "model", old.path)
+    grown = tiny_model(new, seed=2)
+    fresh = grown.get_parameter("coarse_head.weight").clone()
     with caplog.at_level(logging.WARNING):
-        warm_start(tiny_model(dataset, seed=3), dataset, tmp_path / "model")
-    assert "coarse codes differ" in caplog.text
+        warm_start(grown, new, tmp_path / "model")
+    assert "the coarse codes differ, coarse_head.weight starts fresh" in caplog.text
+    assert torch.equal(grown.get_parameter("coarse_head.weight"), fresh)
 
 
 def test_other_sizes_are_refused_by_name(
@@ -274,9 +175,3 @@ def test_other_sizes_are_refused_by_name(
 def test_a_folder_that_is_no_model_is_refused(new: PreparedDataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json does not exist"):
         warm_start(tiny_model(new), new, tmp_path / "gone")
-
-
-def test_rows_are_found_by_their_value() -> None:
-    assert row_sources(["x", "y"], ["z", "y", "x"], 2, 1).tolist() == [0, 1, 1, 3, 2]
-    assert row_sources([], ["z"], 3, 0).tolist() == [0, 1, 2, 0]
-    assert np.array_equal(row_sources(["x"], [], 2, 1), [0, 1])
