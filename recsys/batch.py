@@ -135,7 +135,8 @@ class Labels(_Tensors):
     next_item: Tensor
     """Item after each history token, (B, T) int64; ``PAD`` where none is supervised."""
     task_item: Tensor
-    """Next item of each task after a cut, weakest first, (B, Q, S) int64; ``PAD`` = none."""
+    """Next item of each behavior of the funnel after a cut, weakest first, (B, Q, S) int64;
+    ``PAD`` = none. The retrieval's tasks are the first of them, up to the declared target."""
     candidate_level: Tensor | None = None
     """What became of each candidate, (B, Q, G, C) int64: 0 = nothing, s + 1 = task s, the strongest
     that was reached. Labels nest, so task s is positive where the level is above s."""

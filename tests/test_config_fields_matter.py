@@ -85,7 +85,7 @@ def look_at_ranker(data: PreparedDataset, tmp_path: Path, **values: Any) -> str:
     torch.manual_seed(0)
     config = tiny_config(data, ranker={"decoder": "own", **values})
     # Three tasks, and nothing that starts at zero and hides what stands behind it.
-    config = replace(config, data=replace(config.data, num_tasks=3))
+    config = replace(config, data=replace(config.data, num_ranking_tasks=3))
     model = OnePiece(config, data.catalogue)
     randomise(model)
     batch, _ = next(TrainingBatches(data, ContextConfig(requests_per_row=2)).epoch(0))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pipelines.benchmarks.ablation_cells import Cell, Stage, changed, rows_of, run_of
+from pipelines.benchmarks.ablation_cells import Cell, Stage, Table, changed, rows_of, run_of
 from pipelines.benchmarks.ablation_data import AblationData, open_data, prepared
 from pipelines.benchmarks.ablation_report import report, show
 from pipelines.benchmarks.ablation_run import MODEL, Outcome, run_cell
@@ -86,7 +86,7 @@ def benchmark_ablation(config: AblationBenchmark) -> dict[str, Any]:
     rows: Rows = [("data", name), ("seeds", ", ".join(map(str, config.seeds)))]
     for number in config.tables:
         table = rows_of(number, only_main=data.only_main)
-        cells = [cell for cell in table.cells if cell.view in data.views]
+        cells = _distinct(table, data)
         outcomes = {
             cell.name: [_outcome(config, data, table.stage, cell, seed) for seed in config.seeds]
             for cell in cells
@@ -98,6 +98,16 @@ def benchmark_ablation(config: AblationBenchmark) -> dict[str, Any]:
         rows.append((f"table {number}", f"{len(cells)} rows, {seconds:,.0f} s of training"))
     record.save(results, rows)
     return results
+
+
+def _distinct(table: Table, data: AblationData) -> list[Cell]:
+    """Rows that this log can have; of rows that are one run on it, as without anchors, the first."""
+    found: dict[str, Cell] = {}
+    for cell in table.cells:
+        run = run_of(cell, table.stage, data.base(), data.anchors)
+        if cell.view in data.views:
+            found.setdefault(f"{run} {cell.view} {cell.head}", cell)
+    return list(found.values())
 
 
 def _outcome(

@@ -95,6 +95,7 @@ def run_of(cell: Cell, stage: Stage, base: RunConfig, anchors: tuple[str, ...]) 
         found |= {"context.anchors": anchors, "context.anchor_length": length}
     if stage == "ranking":  # its last weights count: retrieval is what validation looks at
         found |= {"ranker.decoder": "own", "train.validate_every": LAST_EPOCH}
+        found["context.requests_per_row"] = max(1, base.context.requests_per_row // 2)
     return changed(base, {**found, **cell.changes})
 
 

@@ -22,7 +22,7 @@ from recsys.schema import ColumnSpec, SplitSpec
 from recsys.training.loop import config_hash
 
 WORLD: Final = SyntheticConfig(
-    num_users=2_000, num_items=600, num_events=60_000, impression_share=0.3, list_length=24
+    num_users=1_600, num_items=600, num_events=40_000, impression_share=0.3, list_length=24
 )
 SEARCH: Final = SyntheticConfig(
     num_users=2_000,
@@ -65,6 +65,8 @@ class AblationData:
     """A data set that is prepared already; it is used as it is."""
     views: tuple[View, ...] = ("ids", "items", "all", "ranking")
     """What of it can be prepared."""
+    item_features: tuple[str, ...] | None = None
+    """Declared of a public log's items; None = all that is recommended."""
     list_tasks: tuple[str, ...] = ()
     """Funnel that the shown lists tell of; () = the log's."""
     anchor_bins: int = 16
@@ -102,6 +104,11 @@ def _sampled() -> RunConfig:
     )
 
 
+def _ml_1m() -> RunConfig:
+    """The named run with fewer requests: each brings its anchors and candidates along."""
+    return changed(ml_1m(), {"context.requests_per_row": 4})
+
+
 _SEARCH_ANCHORS: Final[tuple[AnchorName, ...]] = (
     "query", "trending", "category", "neighbours", "own",
 )  # fmt: skip
@@ -120,14 +127,17 @@ DATA: Final[dict[str, AblationData]] = {
         base=_sampled, anchors=_ANCHORS, candidates="built", public="taobao-ub-sample",
     ),
     "trivago": AblationData(
-        base=_sampled, anchors=_ANCHORS, candidates="impressions", public="trivago-rsc19-100k",
+        base=_sampled, anchors=("trending", "neighbours", "own"), candidates="impressions",
+        public="trivago-rsc19-100k",
         list_tasks=("click",),
     ),
     "ml-1m": AblationData(
-        base=ml_1m, anchors=_ANCHORS, candidates="built", public="ml-1m",
+        base=_ml_1m, anchors=_ANCHORS, candidates="built", public="ml-1m",
+        item_features=("categories",),
     ),
     "beauty": AblationData(
         base=beauty, anchors=_ANCHORS, candidates="built", public="amazon-beauty",
+        item_features=("categories",),
     ),
 }  # fmt: skip
 """Name on the command line → the log."""
@@ -181,7 +191,7 @@ def prepared(data: AblationData, view: View, out: Path) -> Path:
     config = narrowed(whole(data, _tables(data, out)), view)
     if view == "ranking" and data.list_tasks:
         config = replace(config, funnel=data.list_tasks)
-    folder = out / "prepared" / f"{view}-{config_hash(config)[:12]}"
+    folder = out / "prepared" / config_hash(config)[:12]
     if not (folder / "manifest.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         prepare(replace(config, out=folder))
@@ -225,7 +235,7 @@ def whole(data: AblationData, paths: Mapping[str, Path]) -> PrepareConfig:
             users=(str(paths["users"]),),
             impressions=(str(paths["impressions"]),),
             columns=SYNTHETIC_COLUMNS,
-            split=SplitSpec(target="all"),
+            split=SplitSpec(validation_fraction=0.05, test_fraction=0.2, target="all"),
             funnel=("click", "cart", "order"),
             target_behavior="click",
             text_features=("title",),
@@ -233,16 +243,20 @@ def whole(data: AblationData, paths: Mapping[str, Path]) -> PrepareConfig:
     known = source(data.public)
     assert known.columns is not None
     assert known.split is not None
+    columns = known.columns
+    if data.item_features is not None:
+        columns = replace(columns, item_features=data.item_features)
+    declared = {*columns.item_features, *columns.user_features, *columns.event_features}
     return replace(
         config,
-        users=(str(paths["users"]),) if known.columns.user_features else (),
+        users=(str(paths["users"]),) if columns.user_features else (),
         impressions=(str(paths["impressions"]),) if "impressions" in paths else (),
-        columns=known.columns,
+        columns=columns,
         split=replace(known.split, target="all"),
         funnel=known.funnel,
         target_behavior=known.target_behavior,
-        categorical_features=known.categorical_features,
-        text_features=known.text_features,
+        categorical_features=tuple(n for n in known.categorical_features if n in declared),
+        text_features=tuple(n for n in known.text_features if n in declared),
     )
 
 

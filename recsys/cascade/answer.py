@@ -23,7 +23,7 @@ from recsys.cascade.retrieve import Retriever
 from recsys.context.anchors import AnchorReader
 from recsys.data.dataset import Catalogue, Histories
 from recsys.data.idmap import stable_hash
-from recsys.ranking.calibrate import Calibration
+from recsys.ranking.calibrate import Calibration, declared_task
 from recsys.ranking.formula import FinalScore
 from recsys.ranking.groups import group_candidates, ungroup
 from recsys.ranking.policy import Available, Policy
@@ -198,7 +198,7 @@ class Cascade:
         """The final score of ranked items; None where nothing is ranked."""
         if self.stages(options) == "retrieval":
             return None
-        formula = options.final_score or self.tasks[-1]
+        formula = options.final_score or declared_task(self.retriever.manifest, self.tasks)
         if formula not in self._final_scores:
             self._final_scores[formula] = FinalScore(formula, self.tasks, self.catalogue)
         return self._final_scores[formula]

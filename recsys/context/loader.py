@@ -177,7 +177,7 @@ def next_of_tasks(bucket: Histories, manifest: Manifest, at: Tensor, end: Tensor
     """
     item = bucket.events["item"].values
     found = []
-    for task in manifest.tasks or (None,):
+    for task in manifest.funnel or (None,):
         places = bucket.places_of(manifest.codes_at_least(task))
         index = torch.searchsorted(places, at.contiguous())
         place = torch.cat((places, torch.tensor([len(item)])))[index]

@@ -208,11 +208,6 @@ def prepare(
     return manifest
 
 
-def _tasks(config: PrepareConfig) -> tuple[str, ...]:
-    """Tasks of the data set to be: the funnel up to the target."""
-    return Manifest(funnel=config.funnel, target_behavior=config.target_behavior).tasks
-
-
 def _silent(stage: str, done: int, total: int) -> None:
     """Report nothing."""
 
@@ -431,7 +426,7 @@ class _Job:
 
     def _write(self, spill: Spill, finaliser: Finaliser, times: tuple[int, int] | None) -> None:
         """Write the final histories and lists; the sorted files go."""
-        shown, tasks = self.shown, len(_tasks(self.config)) or 1
+        shown = self.shown
 
         def work(index: int) -> tuple[str, str, int, Written | None]:
             bucket, cuts = load_sorted(spill.path(index))
@@ -442,7 +437,7 @@ class _Job:
             named = write_histories(self.folder, index, finaliser.table(bucket, cuts))
             lists = None
             if shown is not None:
-                lists = shown.write(index, bucket, cuts, finaliser, times=times, num_tasks=tasks)
+                lists = shown.write(index, bucket, cuts, finaliser, times=times)
             return *named, int(new.sum()), lists
 
         unknown = 0

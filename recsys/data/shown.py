@@ -234,7 +234,6 @@ class ShownSpill:
         finaliser: Finaliser,
         *,
         times: tuple[int, int] | None,
-        num_tasks: int,
     ) -> "Written":
         """Write one bucket as ``dataset.py`` documents it, and its rejects; the spill file goes.
 
@@ -244,7 +243,6 @@ class ShownSpill:
             cuts: ``train_end`` and ``valid_end``.
             finaliser: Knows the final ids.
             times: T1 and T2; None for leave-one-out.
-            num_tasks: Labels beyond count as the strongest task.
 
         Returns:
             What was written.
@@ -257,7 +255,7 @@ class ShownSpill:
             "timestamp": pa.array(lists.timestamp),
             "place": pa.array(place.astype(np.int32)),
             "item": large_lists(lists.offsets, finaliser.items[lists.item]),
-            "label": large_lists(lists.offsets, np.minimum(lists.level, np.int8(num_tasks))),
+            "label": large_lists(lists.offsets, lists.level),
             "position": large_lists(lists.offsets, lists.position),
             "part": pa.array(parts(bucket, cuts, lists, place, times)),
         }

@@ -39,7 +39,7 @@ from recsys.evaluation.ranking_report import (
 )
 from recsys.evaluation.ranking_scorers import ModelRanking, PopularityOrder, RetrievalOrder
 from recsys.evaluation.slices import external_user_ids
-from recsys.ranking.calibrate import Calibration, task_names
+from recsys.ranking.calibrate import Calibration, declared_task, task_names
 from recsys.ranking.formula import FinalScore
 
 LISTS_FILE = "lists.parquet"
@@ -116,7 +116,11 @@ def report_on_ranking(
         for folder, name in zip(models, stage.models, strict=True):
             calibrations[name].save(folder)
     table = stage.table(config.part, config.max_users, groupings=ranking.groupings)
-    final = FinalScore(ranking.final_score or stage.tasks[-1], stage.tasks, stage.dataset.catalogue)
+    final = FinalScore(
+        ranking.final_score or declared_task(stage.dataset.manifest, stage.tasks),
+        stage.tasks,
+        stage.dataset.catalogue,
+    )
     scores = {name: _scores(name, table, calibrations, final) for name in table.logits}
     protocol = RankingProtocol(
         part=config.part,

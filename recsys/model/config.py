@@ -191,6 +191,9 @@ class DataSizes:
     num_behaviors: int = FIRST_BEHAVIOR + 1
     num_coarse: int = 0
     num_tasks: int = 1
+    """Of the retrieval: the funnel up to the declared target."""
+    num_ranking_tasks: int = 1
+    """Of the ranking: the whole funnel."""
     has_time: bool = True
     item_features: tuple[Feature, ...] = ()
     user_features: tuple[Feature, ...] = ()
@@ -226,6 +229,7 @@ class DataSizes:
             num_behaviors=FIRST_BEHAVIOR + len(manifest.behaviors),
             num_coarse=manifest.num_coarse,
             num_tasks=max(1, len(manifest.tasks)),
+            num_ranking_tasks=max(1, len(manifest.funnel)),
             has_time=manifest.has_time,
             item_features=manifest.item_features,
             user_features=manifest.user_features,

@@ -130,9 +130,8 @@ class OnePiece(nn.Module):
         has_anchors = has_tail and config.data.anchor_lengths
         self.anchor_tokens = AnchorTokens(config.encoder, config.data) if has_anchors else None
         self.reasoner = Reasoner(config.reasoner, config.encoder) if has_reasoner else None
-        self.ranker = (
-            Ranker(config.ranker, config.encoder, config.data.num_tasks) if has_ranker else None
-        )
+        tasks = config.data.num_ranking_tasks
+        self.ranker = Ranker(config.ranker, config.encoder, tasks) if has_ranker else None
         self.answer_norm = nn.LayerNorm(config.encoder.width)
         self.latent_norm = nn.LayerNorm(config.encoder.width) if has_reasoner else None
         self.answer_head = self.heads[-1]

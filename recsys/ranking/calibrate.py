@@ -32,9 +32,23 @@ def task_names(manifest: Manifest) -> tuple[str, ...]:
         manifest: Of the data set.
 
     Returns:
-        The funnel up to the declared target; ``("target",)`` where no funnel is declared.
+        The funnel, also beyond the retrieval's target; ``("target",)`` where none is declared.
     """
-    return manifest.tasks or ("target",)
+    return manifest.funnel or ("target",)
+
+
+def declared_task(manifest: Manifest, tasks: Sequence[str]) -> str:
+    """The task whose probability is the final score unless another is asked for.
+
+    Args:
+        manifest: Of the data set, which may declare a target.
+        tasks: Names of the ranking's tasks, weakest first.
+
+    Returns:
+        The target where it is a task, else the last task.
+    """
+    target = manifest.target_behavior
+    return target if target is not None and target in tasks else tasks[-1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -246,7 +246,7 @@ class Objective:
             items = ItemVectors(items.vectors.detach(), items.ids)
         last = len(output.steps) - 1
         terms: dict[str, Tensor] = {}
-        for k, task in enumerate(step_tasks(last, labels.task_item.shape[-1])):
+        for k, task in enumerate(step_tasks(last, model.config.data.num_tasks)):
             target = labels.task_item[..., task]
             valid = target != PAD
             query, gold = output.steps[k][valid], target[valid]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.idmap import GrowingMap, IdMap, stable_hash
+from recsys.data.idmap import GrowingMap, IdMap, row_sources, stable_hash
 
 
 @settings(max_examples=60, deadline=None)
@@ -58,3 +58,9 @@ def test_decoding_an_id_beyond_the_vocabulary_names_it() -> None:
 def test_a_repeated_value_is_refused() -> None:
     with pytest.raises(ValueError, match="'a' appears twice"):
         IdMap(["a", "b", "a"])
+
+
+def test_rows_of_a_new_vocabulary_are_found_in_the_old_one_by_their_value() -> None:
+    assert row_sources(["x", "y"], ["z", "y", "x"]).tolist() == [0, 1, 1, 3, 2]
+    assert row_sources([], ["z"], 3, 0).tolist() == [0, 1, 2, 0]
+    assert row_sources(["x"], []).tolist() == [0, 1]

@@ -136,11 +136,11 @@ def test_positions_that_count_from_one_stay(tmp_path: Path) -> None:
     assert (found["items"], found["position"]) == (["y", "x"], [1, 2])
 
 
-def test_a_label_beyond_the_target_counts_as_the_target(tmp_path: Path) -> None:
+def test_labels_beyond_the_retrievals_target_are_kept_for_the_ranking(tmp_path: Path) -> None:
     events = write(tmp_path / "e.parquet", EVENTS, CLICKS)
     shown = write(tmp_path / "s.parquet", SHOWN, [(1, "a", "x", 20, 0, 1)])
     prepare(config(tmp_path, events, shown, target_behavior="click"))
-    assert [x["label"] for x in lists(tmp_path / "out")] == [[1]]
+    assert [x["label"] for x in lists(tmp_path / "out")] == [[2]]
 
 
 def test_rows_of_users_without_history_are_rejects_and_everything_adds_up(tmp_path: Path) -> None:

@@ -1,12 +1,24 @@
 import dataclasses
+import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tiny_world import tiny_model
 
 from recsys.config import read_json, write_json
-from recsys.data.dataset import PreparedDataset
-from recsys.evaluation.models import EvaluationConfig, evaluate_models, model_names
+from recsys.context.config import ContextConfig
+from recsys.data.dataset import Catalogue, PreparedDataset
+from recsys.data.prepare import PrepareConfig, prepare
+from recsys.evaluation.models import (
+    EvaluationConfig,
+    evaluate_models,
+    load_model,
+    load_scorer,
+    model_names,
+)
+from recsys.model.save import load_pretrained, save_pretrained
 
 SMALL = EvaluationConfig(baselines=("popular",), k=(1, 10), batch_size=7)
 
@@ -53,14 +65,68 @@ def test_block_and_batch_sizes_change_no_rank(prepared, model_folder) -> None:
         assert ranks.tolist() == pieces.ranks[key].tolist()
 
 
-def test_a_model_of_another_catalogue_is_refused(prepared, model_folder, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(model_folder, other)
-    manifest = read_json(other / "manifest.json")
-    manifest["hashes"]["items.arrow"] = "0"
-    write_json(other / "manifest.json", manifest)
-    with pytest.raises(ValueError, match="other was trained on another catalogue"):
-        evaluate_models([other], PreparedDataset(prepared), SMALL)
+@pytest.fixture(scope="module")
+def grown(log, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model of the log's first half, and the whole log prepared."""
+    folder = tmp_path_factory.mktemp("grown")
+    half = log[log.timestamp < log.timestamp.median()]
+    for name, events in (("old", half), ("new", log)):
+        events.to_parquet(folder / f"{name}.parquet", index=False)
+        prepare(PrepareConfig(events=(str(folder / f"{name}.parquet"),), out=folder / name))
+    dataset = PreparedDataset(folder / "old")
+    save_pretrained(
+        tiny_model(dataset),
+        folder / "model",
+        dataset.path,
+        context=dataclasses.asdict(ContextConfig(max_history=10)),
+    )
+    return folder / "model", folder / "new"
+
+
+def test_a_model_is_tested_on_later_data_and_misses_what_it_does_not_know(
+    grown, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, data = grown
+    dataset = PreparedDataset(data)
+    with caplog.at_level(logging.WARNING):
+        table = evaluate_models([folder], dataset, SMALL)
+    known = set(Catalogue.read(folder, load_pretrained(folder)[2]).index)
+    names = dataset.catalogue.item_ids.to_pylist()
+    strange = np.array([names[target] not in known for target in table.target])
+    ranks = table.ranks["model", "prefix"]
+    possible = table.target_known & ~table.target_seen
+    assert (strange & table.target_known).sum() > 0
+    assert np.isinf(ranks[strange]).all()
+    assert np.isfinite(ranks[possible & ~strange]).all()
+    trained = set(names[2 : 2 + dataset.catalogue.num_trained])
+    assert f"knows {len(trained & known)} of its {len(trained)} trained items" in caplog.text
+    missed = int((strange & table.target_known).sum())
+    assert f"model does not know {missed} of the {table.num_requests} items" in caplog.text
+
+
+def test_the_blocks_of_a_translated_model_change_no_rank(grown) -> None:
+    folder, data = grown
+    whole = evaluate_models([folder], PreparedDataset(data), SMALL)
+    parts = dataclasses.replace(SMALL, batch_size=3, item_block=4)
+    pieces = evaluate_models([folder], PreparedDataset(data), parts)
+    for key, ranks in whole.ranks.items():
+        assert ranks.tolist() == pieces.ranks[key].tolist()
+
+
+def test_a_model_that_may_have_seen_the_answers_is_told_of(
+    prepared, model_folder, grown, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, data = grown
+    with caplog.at_level(logging.WARNING):
+        load_scorer(folder, PreparedDataset(data), name="model")
+        assert "seen the answers" not in caplog.text
+        load_scorer(model_folder, PreparedDataset(data.parent / "old"), name="model")
+    assert "seen the answers" in caplog.text
+
+
+def test_ranking_is_not_tested_on_other_data(grown) -> None:
+    with pytest.raises(ValueError, match="model was trained on another catalogue"):
+        load_model(grown[0], PreparedDataset(grown[1]))
 
 
 def test_nothing_to_evaluate_is_refused(prepared) -> None:
