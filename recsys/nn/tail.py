@@ -64,46 +64,27 @@ class CachedTail:
     ) -> None:
         self.layers = layers
         self._sources = [[Source(k[:, None], v[:, None], visible_BQT, bias)] for k, v in prefix]
-        self._own: list[Source | None] = [None] * len(layers)
 
     def append(
         self, x_BLMD: Tensor, position_BLM: Tensor, valid_BLM: Tensor | None = None, skip: int = 0
     ) -> Tensor:
         """Run one more block of every tail through all layers, see ``Tail``."""
         last = len(self.layers) - 1
-        for number, layer in enumerate(self.layers):
+        for number, (layer, sources) in enumerate(zip(self.layers, self._sources, strict=True)):
             q, k, v = layer.project(x_BLMD, position_BLM)
-            own = _longer(self._own[number], Source(k, v, valid_BLM))
-            self._own[number] = own
+            # Every later block reads them: one copy now instead of one at each reading.
+            sources.append(Source(k.contiguous(), v.contiguous(), valid_BLM))
             cut = skip if number == last else 0
             if cut == x_BLMD.shape[2]:
                 return x_BLMD[:, :, cut:]
-            x_BLMD = layer.tail(x_BLMD[:, :, cut:], q[..., cut:, :], [*self._sources[number], own])
+            x_BLMD = layer.tail(x_BLMD[:, :, cut:], q[..., cut:, :], sources)
         return x_BLMD
 
     def fork(self, num_groups: int) -> "CachedTail":
         """Let every tail go on in groups, see ``Tail``."""
         forked = CachedTail(self.layers, (), torch.empty(0))
-        for sources, own in zip(self._sources, self._own, strict=True):
-            grown = sources if own is None else [*sources, own]
-            forked._sources.append([_repeat(source, num_groups) for source in grown])
+        forked._sources = [[_repeat(s, num_groups) for s in sources] for sources in self._sources]
         return forked
-
-
-def _longer(old: Source | None, new: Source) -> Source:
-    """The keys of a tail with one more block."""
-    if old is None:
-        return new
-    visible = None
-    if old.visible is not None or new.visible is not None:
-        visible = torch.cat((_visible(old), _visible(new)), dim=-1)
-    return Source(torch.cat((old.k, new.k), dim=3), torch.cat((old.v, new.v), dim=3), visible)
-
-
-def _visible(source: Source) -> Tensor:
-    B, R, _, J, _ = source.k.shape
-    shown = torch.ones(B, R, J, dtype=torch.bool, device=source.k.device)
-    return shown if source.visible is None else source.visible
 
 
 def _repeat(source: Source, num_groups: int) -> Source:
