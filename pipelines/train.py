@@ -14,13 +14,12 @@ import tyro
 from pipelines.configs import RUNS, RunConfig
 from pipelines.console import table
 from pipelines.provenance import write_provenance
+from pipelines.validation import validation
 from recsys.config import to_dict
 from recsys.context.anchors import AnchorReader
 from recsys.context.descriptors import situation_features
-from recsys.context.loader import TrainingBatches, evaluation_batches
+from recsys.context.loader import TrainingBatches
 from recsys.data.dataset import PreparedDataset
-from recsys.evaluation.run import evaluate
-from recsys.evaluation.scorers import ModelScorer
 from recsys.model.config import DataSizes, RecommenderConfig
 from recsys.model.onepiece import OnePiece
 from recsys.model.save import save_pretrained
@@ -65,25 +64,7 @@ def run_training(run: RunConfig, paths: Paths) -> TrainResult:
     if paths.warm_start is not None:
         grow_from(model, dataset, paths.warm_start)
     write_provenance(paths.out, {"run": to_dict(run), "data": dataset.manifest.hashes})
-    asked = list(
-        evaluation_batches(
-            dataset,
-            run.context,
-            part="validation",
-            batch_size=256,
-            max_users=run.validation_users,
-            anchors=anchors,
-        )
-    )
-
-    def validate(candidate: OnePiece) -> dict[str, float]:
-        scorer = ModelScorer(candidate, device=paths.device)
-        found = evaluate([scorer], asked, dataset.catalogue, k=(10,), list_k=0)
-        metrics = {name.partition("/")[2]: value for name, value in found.means().items()}
-        deepest_first = reversed(candidate.heads if run.answer == "best" else candidate.heads[-1:])
-        answer = max(deepest_first, key=lambda head: metrics.get(f"{head}/{run.train.metric}", 0.0))
-        candidate.answer_head = answer
-        return {name: metrics[f"{answer}/{name}"] for name in ("ndcg@10", "recall@10")} | metrics
+    validate = validation(run, dataset, anchors, paths.device)
 
     def save_best(candidate: OnePiece) -> None:
         context = to_dict(run.context)

@@ -105,8 +105,9 @@ def write_json(path: Path, value: Any) -> None:
     if dataclasses.is_dataclass(value):
         value = to_dict(value)
     temporary = path.with_name(f".{path.name}.tmp")
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())  # else a power cut may leave the new name with nothing in it
     os.replace(temporary, path)

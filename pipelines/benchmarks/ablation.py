@@ -4,6 +4,7 @@ python -m pipelines benchmark ablation --out data/ablation --data search --table
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -11,27 +12,14 @@ from typing import Any, Final, Literal
 from pipelines.benchmarks.ablation_cells import Cell, Stage, Table, changed, rows_of, run_of
 from pipelines.benchmarks.ablation_data import AblationData, open_data, prepared
 from pipelines.benchmarks.ablation_report import report, show
-from pipelines.benchmarks.ablation_run import MODEL, Outcome, run_cell
+from pipelines.benchmarks.ablation_run import MODEL, Outcome, OutOfTimeError, run_cell
 from pipelines.benchmarks.figures import Record, Rows
 from pipelines.benchmarks.setting import Setting, use_threads
 
 logger = logging.getLogger(__name__)
 
-COLUMNS: Final[dict[Stage, tuple[str, ...]]] = {
-    "retrieval": ("recall@10", "recall@100", "recall@500", "ndcg@10"),
-    "ranking": (
-        "click/auc", "click/gauc", "cart/auc", "cart/gauc", "order/auc", "order/gauc",
-        "click/ndcg@10",
-    ),
-}  # fmt: skip
-"""Metrics of the printed rows; the file has all."""
-HEADLINE: Final[dict[Stage, tuple[str, ...]]] = {
-    "retrieval": ("recall@10", "recall@100", "ndcg@10"),
-    "ranking": ("click/auc", "click/gauc", "order/auc"),
-}
-"""Metrics of the printed differences."""
-
-
+COLUMNS: Final = ("recall@10", "recall@100", "recall@500", "ndcg@10")
+"""Metrics of the printed rows of retrieval; the file has all."""
 RETRIEVER: Final = Cell(name="the retriever of the lists", view="ranking")
 """Draws the lists that ranking is tested on where a log has no impressions, with the first seed."""
 
@@ -52,7 +40,8 @@ class AblationBenchmark:
     epochs: int | None = None
     """Of every cell; None = those of the data set's run."""
     minutes: float = 30.0
-    """Most a cell may train; its best weights so far are then tested, and the table says so."""
+    """Most a cell may train at a time. Its best weights so far are then tested, and the table says
+    so; a cell without any, as one of ranking, is left out and goes on the next time."""
     replicates: int = 1000
     """Bootstrap samples of users."""
     threads: int = 1
@@ -86,22 +75,34 @@ def benchmark_ablation(config: AblationBenchmark) -> dict[str, Any]:
     rows: Rows = [("data", name), ("seeds", ", ".join(map(str, config.seeds)))]
     for number in config.tables:
         table = rows_of(number, only_main=data.only_main)
-        cells = _distinct(table, data)
-        outcomes = {
-            cell.name: [_outcome(config, data, table.stage, cell, seed) for seed in config.seeds]
-            for cell in cells
-        }
+        outcomes: dict[str, list[Outcome]] = {}
+        for cell in _distinct(table, data):
+            try:
+                outcomes[cell.name] = [
+                    _outcome(config, data, table.stage, cell, seed) for seed in config.seeds
+                ]
+            except OutOfTimeError as error:
+                logger.warning("%s", error)
+                record.notes.append(f"table {number}, {cell.name!r} is left out: {error}")
         found = report(table, outcomes, replicates=config.replicates)
-        show(found, COLUMNS[table.stage], HEADLINE[table.stage])
+        show(found, *_metrics(table.stage, found))
         results["tables"][number] = found
         seconds = sum(sum(row["seconds"]) for row in found["rows"])
-        rows.append((f"table {number}", f"{len(cells)} rows, {seconds:,.0f} s of training"))
+        rows.append((f"table {number}", f"{len(outcomes)} rows, {seconds:,.0f} s of training"))
     record.save(results, rows)
     return results
 
 
+def _metrics(stage: Stage, found: dict[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
+    """Metrics of the printed rows and of the differences: of ranking, what the log's tasks have."""
+    if stage == "retrieval":
+        return COLUMNS, ("recall@10", "recall@100", "ndcg@10")
+    names = list(dict.fromkeys(name for row in found["rows"] for name in row["metrics"]))
+    return names, list(dict.fromkeys([*names[:2], *names[-2:-1]]))
+
+
 def _distinct(table: Table, data: AblationData) -> list[Cell]:
-    """Rows that this log can have; of rows that are one run on it, as without anchors, the first."""
+    """Rows that this log can have; of those that are one run on it, the first."""
     found: dict[str, Cell] = {}
     for cell in table.cells:
         run = run_of(cell, table.stage, data.base(), data.anchors)

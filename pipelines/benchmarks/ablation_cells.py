@@ -16,7 +16,7 @@ T = TypeVar("T")
 Stage = Literal["retrieval", "ranking"]
 View = Literal["ids", "items", "all", "ranking"]
 """What is declared of a log when it is prepared: item ids alone; with item features; with all
-features and situation columns; all that, with impressions and every task of the funnel."""
+features and situation columns; all that and the lists that were shown."""
 
 ANCHOR_TOKENS = 30
 """Anchors of the rows that do not vary them; the paper's have 90."""

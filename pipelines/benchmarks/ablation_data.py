@@ -98,6 +98,7 @@ def _sampled() -> RunConfig:
             "train.objective.prefix_loss": "sampled_softmax",
             "train.objective.step_losses": ("sampled_softmax",),
             "train.objective.num_negatives": 2048,
+            "train.batch_rows": 32,
             "train.patience": 0,
             "train.optimizer.lr": 3e-3,
         },
@@ -271,7 +272,7 @@ def narrowed(config: PrepareConfig, view: View) -> PrepareConfig:
         The configuration of the view.
     """
     if view == "ranking":
-        return replace(config, target_behavior=None)  # every task of the funnel
+        return config
     config = replace(config, impressions=())
     if view == "all":
         return config

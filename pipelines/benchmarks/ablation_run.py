@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.benchmarks.ablation_cells import LIST_LENGTH
 from pipelines.configs import RunConfig
 from pipelines.provenance import provenance
 from pipelines.train import Paths, run_training
@@ -43,6 +42,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 K = (10, 100, 500)
+RETRIEVED = 100
+"""Candidates of a test list where none were shown."""
 MODEL = Path("run/model")
 """The trained model inside a cell's folder."""
 
@@ -106,17 +107,20 @@ def run_cell(
             data set holds no impressions: the same for all cells.
 
     Returns:
-        The cell's per-user values on the test part.
+        The cell's per-user values on the test part. One that was cut goes on where it may take more
+        minutes than before.
 
     Raises:
-        ValueError: If not even one validation was reached in time.
+        OutOfTimeError: If time was up before there were weights to test.
     """
     dataset = PreparedDataset(data)
     folder = cells / config_hash(run, dataset.manifest)[:16]
     if retriever is not None:
         folder = folder.with_name(f"{folder.name}-{retriever.parents[1].name}")
     if (folder / "cell.json").exists():
-        return _read(folder)
+        known = _read(folder)
+        if not known.facts["cut_short"] or minutes <= known.facts["minutes"]:
+            return known
     started, cut_short = time.perf_counter(), False
     try:
         with at_most(60 * minutes):
@@ -124,9 +128,9 @@ def run_cell(
     except OutOfTimeError:
         cut_short = True
         if not (folder / MODEL / "config.json").exists():
-            raise ValueError(
-                f"--minutes ({minutes:g}) were over before the first validation of {folder}: give "
-                "a cell more, or validate more often."
+            raise OutOfTimeError(
+                f"--minutes ({minutes:g}) were over before the first weights of {folder.name}; run "
+                "the same again to go on, or give a cell more."
             ) from None
         logger.warning("%s was cut after %g minutes", folder.name, minutes)
     trained = time.perf_counter()
@@ -139,6 +143,7 @@ def run_cell(
     facts = {
         "epochs": len(history),
         "cut_short": cut_short,
+        "minutes": minutes,
         "train_seconds": round(trained - started, 1),
         "test_seconds": round(time.perf_counter() - trained, 1),
         "data": data.name,
@@ -146,7 +151,8 @@ def run_cell(
         "ours": provenance(),
     }
     np.savez(folder / "values.npz", users=users, **values)  # type: ignore[arg-type]
-    shutil.rmtree(folder / "run/checkpoints", ignore_errors=True)
+    if not cut_short:
+        shutil.rmtree(folder / "run/checkpoints", ignore_errors=True)
     write_json(folder / "cell.json", facts)
     return _read(folder)
 
@@ -203,7 +209,7 @@ def rank(
     if retriever is not None:
         reads, first_stage = load_model(retriever, dataset, device=device)
         lists = retrieved_lists(
-            dataset, first_stage, reads, part="test", num_candidates=LIST_LENGTH,
+            dataset, first_stage, reads, part="test", num_candidates=RETRIEVED,
             anchors=_anchors(dataset, reads), device=device,
         )  # fmt: skip
     table = score_lists(

@@ -34,7 +34,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config import from_dict, read_json, write_json
-from recsys.data.dataset import read_arrow
 from recsys.schema import Manifest
 from recsys.types import FIRST_BEHAVIOR
 
@@ -141,6 +140,8 @@ class AnchorTables:
             shape = (info.num_rows, *groups_of(name, manifest), info.length)
             for part, kind in files_of(name).items():
                 arrays[part] = _map(folder / FOLDER / f"{part}.npy", shape, kind)
+        from recsys.data.dataset import read_arrow  # imports torch, which preparing does without
+
         coarse = read_arrow(folder / "items.arrow")["coarse"].to_numpy()
         return AnchorTables(info, arrays, coarse, event_weights(manifest))
 

@@ -111,6 +111,11 @@ class ImpressionReader(LogReader[ImpressionBatch]):
         return self.spec.item_ids if self.has_lists else self.spec.item_id
 
     @property
+    def click_level(self) -> int:
+        """What a click reached: the funnel's ``click`` where it has one, else its weakest task."""
+        return 1 + self.labels.index("click") if "click" in self.labels else 1
+
+    @property
     def clicks(self) -> str | None:
         """Column of the clicked item, if the log has one."""
         name = self.spec.clicked_item
@@ -227,7 +232,7 @@ class ImpressionReader(LogReader[ImpressionBatch]):
             none = np.zeros(len(raw), np.uint8)
             clicked = read_ids(column, self.integer_items, none, "item_id")
             hit = pc.equal(decode(item), decode(clicked).take(pa.array(owner)))
-            level[pc.fill_null(hit, False).to_numpy(zero_copy_only=False)] = 1
+            level[pc.fill_null(hit, False).to_numpy(zero_copy_only=False)] = self.click_level
             level[none[owner] > 0] = 0
             found = np.bincount(owner, weights=level, minlength=len(raw)) > 0
             self.clicked_elsewhere += int(((none == 0) & ~found).sum())

@@ -25,7 +25,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from recsys.config import write_json
-from recsys.data.anchor_fit import fit_anchors
 from recsys.data.anchors import AnchorsConfig
 from recsys.data.buckets import (
     Pseudonymise,
@@ -202,6 +201,8 @@ def prepare(
         job = _Job(config, folder, reader, progress or _silent)
         manifest = job.run(pseudonymise)
         if config.anchors.names:
+            from recsys.data.anchor_fit import fit_anchors  # imports torch, which is slow
+
             hashes = fit_anchors(folder, manifest, config.anchors, coarse=config.coarse)
             manifest = replace(manifest, hashes=manifest.hashes | hashes)
         write_json(folder / "manifest.json", manifest)

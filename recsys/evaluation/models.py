@@ -47,8 +47,8 @@ class EvaluationConfig:
     """Length of the lists behind coverage, novelty and diversity; 0 = none."""
     max_users: int | None = None
     """Test about so many users, spread evenly; all by default."""
-    batch_size: int = 64
-    """Users at once: few enough that what is computed of them stays in the processor's cache."""
+    batch_size: int = 256
+    """Users at once."""
     item_block: int = ITEM_BLOCK
     """Items at once."""
     device: str = "cpu"

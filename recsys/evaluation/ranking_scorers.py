@@ -1,12 +1,17 @@
 """What candidate lists are scored by: a model's ranking, its retrieval alone, popularity."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recsys.batch import CandidateSet, ContextBatch
+from recsys.context.impressions import RankingBatch
+from recsys.evaluation.ranking import ranking_metrics_by_user, score_lists
 from recsys.evaluation.run import CatalogueLike
+from recsys.ranking.calibrate import Calibration
 
 
 class RankingModel(Protocol):
@@ -57,6 +62,28 @@ class ModelRanking:
         context = context.to(self._device)
         state = self._model.read(context, self._items)
         return self._model.rank_of(state, _candidates(context))
+
+
+def gauc_of(
+    model: RankingModel, lists: Iterable[RankingBatch], tasks: Sequence[str], *, group_size: int
+) -> dict[str, float]:
+    """How well a model orders lists while it is being trained.
+
+    Args:
+        model: In evaluation mode.
+        lists: Those to order.
+        tasks: Names of its tasks, weakest first.
+        group_size: C, candidates ranked together.
+
+    Returns:
+        ``rank/<task>/gauc`` of every task of which the lists hold both outcomes.
+    """
+    scorer = ModelRanking(model, name="model")
+    table = score_lists([scorer], lists, tasks, group_size=group_size)
+    logits = table.logits["model"]
+    order = logits[:, -1].astype(np.float64)
+    found = ranking_metrics_by_user(table, logits, Calibration.identity(tasks), order)
+    return {f"rank/{k}": float(v.mean()) for k, v in found.items() if k.endswith("/gauc")}
 
 
 class RetrievalOrder:

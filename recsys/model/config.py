@@ -167,7 +167,7 @@ class RankerConfig:
     read_steps: bool = True
     """Whether candidates see the retrieval's reasoning steps."""
     read_score: bool = True
-    """Start from the retrieval's own score of each candidate."""
+    """Start from the retrieval's own score of each candidate, and read how query and item match."""
     use_position: bool = False
     """Read the place in the list that was shown, in training; scoring keeps it neutral."""
     isolated: bool = True

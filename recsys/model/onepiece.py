@@ -340,7 +340,7 @@ class OnePiece(nn.Module):
         if config.isolated:
             vectors, query = vectors.detach(), query.detach()
         score = (vectors * query[:, :, None, None]).sum(dim=-1)
-        tokens = self.ranker.tokens(candidates, vectors)
+        tokens = self.ranker.tokens(candidates, vectors, query)
         if self.config.encoder.attention == "full":
             found = self._rank_in_full(output, candidates, tokens, score)
             return found.view(shape)

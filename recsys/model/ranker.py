@@ -78,7 +78,9 @@ class Ranker(nn.Module):
         self.task_steps = task_steps(self.num_steps, num_tasks, progressive=config.progressive)
         count = config.num_layers if config.decoder == "own" else 0
         self.layers = make_layers(encoder, count, zero_init=True)
-        self.tokens = CandidateTokens(encoder, use_position=config.use_position)
+        self.tokens = CandidateTokens(
+            encoder, use_position=config.use_position, use_match=config.read_score
+        )
         self.step = nn.Parameter(torch.randn(self.num_steps, width) * encoder.init_std)
         self.step.requires_grad_(config.step_embedding)
         self.heads = nn.ModuleList(_task_head(width) for _ in range(num_tasks))

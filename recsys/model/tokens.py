@@ -214,32 +214,41 @@ class AnchorTokens(nn.Module):
 class CandidateTokens(nn.Module):
     """Candidates of the ranking stage: their own projection of the item, and no position.
 
+    How the item meets the retrieval's query, number by number, is part of the token: attention
+    alone finds such products hard.
+
     The place in a list that was shown may be read in training, to explain away its effect; scoring
     leaves it at 0, which stands for no place at all.
     """
 
-    def __init__(self, config: EncoderConfig, *, use_position: bool) -> None:
+    def __init__(self, config: EncoderConfig, *, use_position: bool, use_match: bool) -> None:
         super().__init__()
         self.scale = config.width**0.5 if config.similarity == "dot" else 1.0
         self.project = nn.Linear(config.width, config.width)
         nn.init.eye_(self.project.weight)
         nn.init.zeros_(self.project.bias)
+        self.match = nn.Linear(config.width, config.width, bias=False) if use_match else None
+        if self.match is not None:
+            nn.init.zeros_(self.match.weight)
         self.position = nn.Embedding(NUM_POSITIONS, config.width) if use_position else None
         if self.position is not None:
             nn.init.zeros_(self.position.weight)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, candidates: CandidateSet, vectors: Tensor) -> Tensor:
+    def forward(self, candidates: CandidateSet, vectors: Tensor, query: Tensor) -> Tensor:
         """Embed candidates.
 
         Args:
             candidates: Ids and places, (B, Q, G, C).
             vectors: Item vectors, (B, Q, G, C, D).
+            query: The retrieval's query, (B, Q, D).
 
         Returns:
             (B, Q, G, C, D).
         """
         x = self.project(vectors * self.scale)
+        if self.match is not None:
+            x = x + self.match(vectors * query[:, :, None, None] * self.scale)
         if self.position is not None and candidates.position is not None:
             x = x + self.position(candidates.position.clamp(max=NUM_POSITIONS - 1))
         return self.dropout(x)  # type: ignore[no-any-return]

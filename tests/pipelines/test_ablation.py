@@ -219,10 +219,22 @@ def test_a_cell_that_takes_too_long_is_cut_and_its_best_weights_are_tested(
     monkeypatch.setattr(ablation_run, "run_training", runs_out)
     cut = run_cell(run, folder, tmp_path / "cells", minutes=1)
     assert cut.facts["cut_short"]
+    monkeypatch.setattr(ablation_run, "run_training", real)
+    assert run_cell(run, folder, tmp_path / "cells", minutes=0.5).facts == cut.facts
+    entire = run_cell(run, folder, tmp_path / "cells", minutes=2)
+    assert not entire.facts["cut_short"]
+    assert all(np.array_equal(entire.values[name], cut.values[name]) for name in cut.values)
     assert cut.heads == ("prefix", "step0", "step1", "step2")
     monkeypatch.setattr(ablation_run, "run_training", lambda run, paths: time.sleep(60))
-    with pytest.raises(ValueError, match=r"--minutes \(0.001\) were over before the first"):
+    with pytest.raises(OutOfTimeError, match=r"--minutes \(0.001\) were over before the first"):
         run_cell(changed(run, {"train.seed": 9}), folder, tmp_path / "cells", minutes=0.001)
+
+
+def test_a_row_without_weights_in_time_is_left_out_and_named(tiny: str, tmp_path: Path) -> None:
+    assert benchmark(tmp_path, "--tables", "4", "--seeds", "0", "--minutes", "0.00001") == 0
+    found = json.loads((tmp_path / "ablation-world.json").read_text())
+    assert found["results"]["tables"]["4"]["rows"] == []
+    assert "'K = 0' is left out: --minutes (1e-05)" in found["notes"][1]
 
 
 def test_time_is_up_only_inside_the_block() -> None:
@@ -242,7 +254,6 @@ def test_views_declare_less_and_less_of_a_log(tiny: str, tmp_path: Path) -> None
     assert items.columns.item_features
     assert not items.columns.situation
     ranking = narrowed(everything, "ranking")
-    assert ranking.target_behavior is None
     assert ranking.impressions
     assert narrowed(everything, "all").target_behavior == "click"
     assert not narrowed(everything, "all").impressions

@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +26,12 @@ def test_the_job_writes_a_data_set_and_one_table(
     printed = capsys.readouterr().out
     for expected in ("rows in", "600", "rejected", "times read as", "s in 1 file", "split"):
         assert expected in printed
+
+
+def test_the_job_starts_without_torch() -> None:
+    """Importing it takes about as long as sorting two million events does."""
+    code = "import sys, pipelines.prepare; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(job.__file__).parents[1])
 
 
 def test_lists_that_were_shown_have_lines_of_their_own(

@@ -10,6 +10,7 @@ from tiny_world import toy_dataset
 
 import pipelines.__main__ as command_line
 from pipelines import train as job
+from pipelines import validation as judge
 from pipelines.configs import RUNS, RunConfig, prefix_only
 from recsys.data.dataset import PreparedDataset
 from recsys.model.save import load_pretrained
@@ -162,13 +163,13 @@ def test_a_validation_asks_no_more_users_than_told(
     toy: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: int
 ) -> None:
     asked: list[int] = []
-    real = job.evaluate
+    real = judge.evaluate
 
     def watch(scorers: Any, batches: Any, *args: Any, **kwargs: Any) -> Any:
         asked.append(sum(len(batch.target) for batch in batches))
         return real(scorers, batches, *args, **kwargs)
 
-    monkeypatch.setattr(job, "evaluate", watch)
+    monkeypatch.setattr(judge, "evaluate", watch)
     flags = ("--train.epochs", "1", "--validation-users", str(users))
     assert run(toy, tmp_path / "run", *flags) == 0
     assert asked[0] <= max(users, len(toy.buckets))

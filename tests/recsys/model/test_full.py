@@ -56,7 +56,9 @@ def dense(model: OnePiece, output: ModelOutput, group: int | None) -> tuple[Tens
             item = item[item > 0]
             vectors = output.items.take(item)[None, None, None]
             candidates = CandidateSet(item[None, None, None])
-            x = torch.cat((x, model.ranker.tokens(candidates, vectors)[0, 0, 0]))
+            x = torch.cat(
+                (x, model.ranker.tokens(candidates, vectors, output.steps[-1][b : b + 1])[0, 0, 0])
+            )
             at = torch.cat((at, torch.full((len(item),), cut + M)))
             step, width = model.ranker.step, len(item)
         order = torch.zeros(len(x))

@@ -1,4 +1,5 @@
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,36 @@ def test_only_the_latest_checkpoint_is_kept(run: Run, tmp_path: Path) -> None:
         run.save(tmp_path, replace(STATE, step=step))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest.json", "step-00000012"]
     assert Run(1).load(tmp_path).step == 12
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_is_announced_and_others_are_deleted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save(tmp_path, replace(STATE, step=2))
+    done: list[str] = []
+
+    def watch(owner: object, name: str, tell: Callable[..., str]) -> None:
+        call = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: (done.append(tell(*a)), call(*a, **k))[1])
+
+    names: dict[int, str] = {}
+    open_file = os.open
+
+    def opened(path: Path, flags: int, *rest: int) -> int:
+        handle = open_file(path, flags, *rest)
+        names[handle] = Path(path).name
+        return handle
+
+    monkeypatch.setattr(os, "open", opened)
+    watch(os, "fsync", lambda handle: f"sync {names.pop(handle, 'json')}")
+    watch(os, "replace", lambda source, target: f"name {Path(target).name}")
+    watch(shutil, "rmtree", lambda folder, **_: f"delete {Path(folder).name}")
+    run.save(tmp_path, STATE)
+    marks = ["sync tensors.safetensors", "name step-00000003", "name latest.json"]
+    marks += [f"sync {tmp_path.name}", "delete step-00000002"]
+    places = [done.index(mark) for mark in marks]
+    assert places == sorted(places)
+    assert done[done.index("name latest.json") - 1] == "sync json"
 
 
 def test_no_pickle_is_written(run: Run, tmp_path: Path) -> None:
