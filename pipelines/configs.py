@@ -45,6 +45,11 @@ def demo() -> RunConfig:
     )
 
 
+def demo_ranking() -> RunConfig:
+    """The ranking stage alone on a trained demo model (--warm-start), on lists that were shown."""
+    return ranking_only(demo(), epochs=5)
+
+
 def ml_1m() -> RunConfig:
     """MovieLens-1M, leave-one-out in file order, ids only, length 200, two reasoning steps."""
     return RunConfig(
@@ -119,9 +124,23 @@ def steps_only(run: RunConfig, *, epochs: int) -> RunConfig:
     return replace(run, train=train)
 
 
+def ranking_only(run: RunConfig, *, epochs: int) -> RunConfig:
+    """A run that trains the ranking alone, on a retriever trained before and shown lists."""
+    train = replace(
+        run.train,
+        epochs=epochs,
+        validate_every=1,
+        metric="rank/click/gauc",
+        objective=ObjectiveConfig(prefix_weight=0.0, step_weight=0.0),
+    )
+    context = replace(run.context, candidates="impressions", requests_per_row=4)
+    return replace(run, context=context, ranker=RankerConfig(decoder="own"), train=train)
+
+
 RUNS: Final[dict[str, Callable[[], RunConfig]]] = {
     "default": default,
     "demo": demo,
+    "demo-ranking": demo_ranking,
     "ml-1m": ml_1m,
     "ml-1m-prefix": ml_1m_prefix,
     "ml-1m-steps": ml_1m_steps,

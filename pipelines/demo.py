@@ -19,7 +19,7 @@ from recsys.data.synthetic import SyntheticConfig, synthetic_world, write
 _COLUMNS = (
     "--columns.item-features categories brand price title",
     "--columns.user-features age_group region device",
-    "--columns.event-features device",
+    "--columns.event-features device --columns.situation device",
     "--text-features title",
     "--funnel click cart order --target-behavior click",
 )
@@ -32,7 +32,7 @@ class DemoConfig:
     out: Path = Path("data/demo")
     world: SyntheticConfig = field(default_factory=SyntheticConfig)
     epochs: int = 30
-    """Of each of the two models."""
+    """Of each of the two retrievers."""
 
 
 def commands(config: DemoConfig) -> dict[str, str]:
@@ -46,18 +46,27 @@ def commands(config: DemoConfig) -> dict[str, str]:
     """
     out = shlex.quote(str(config.out))
     logs, data = f"{out}/logs", f"{out}/prepared"
-    tables = " ".join(f"--{name} {logs}/{name}.parquet" for name in ("events", "items", "users"))
+    names = ("events", "items", "users", "impressions")
+    tables = " ".join(f"--{name} {logs}/{name}.parquet" for name in names)
     fit = f"train demo --data {data} --overwrite --train.epochs {config.epochs}"
     return {
         "prepared": f"prepare {tables} --out {data} --overwrite {' '.join(_COLUMNS)}",
         "reasoning, K = 2": f"{fit} --out {out}/reasoning",
         "no reasoning, K = 0": f"{fit} --out {out}/no-reasoning --reasoner.num-steps 0",
+        "ranking": (
+            f"train demo-ranking --data {data} --overwrite --warm-start {out}/reasoning/model "
+            f"--out {out}/ranking"
+        ),
         "report": (
             f"evaluate --model {out}/reasoning/model --model {out}/no-reasoning/model "
             f"--data {data} --out {out}/report"
         ),
+        "report of the ranking": (
+            f"evaluate --stage ranking --ranking.calibrate --model {out}/ranking/model "
+            f"--data {data} --out {out}/ranking-report"
+        ),
         "scores": (
-            f"score --model {out}/reasoning/model --events {logs}/events.parquet "
+            f"score --model {out}/ranking/model --events {logs}/events.parquet "
             f"--out {out}/scores --k 20 --overwrite"
         ),
     }
@@ -77,8 +86,9 @@ def run(config: Annotated[DemoConfig, tyro.conf.arg(name="")]) -> None:
         [
             ("logs", str(config.out / "logs")),
             ("prepared data", str(config.out / "prepared")),
-            ("models", f"{config.out / 'reasoning/model'}, {config.out / 'no-reasoning/model'}"),
+            ("models", f"reasoning, no-reasoning and ranking, each /model, in {config.out}"),
             ("report", str(config.out / "report" / "report.md")),
+            ("report of the ranking", str(config.out / "ranking-report" / "report.md")),
             ("scores", str(config.out / "scores")),
             ("seconds", f"{time.perf_counter() - started:.0f}"),
         ],

@@ -173,6 +173,19 @@ TABLE_4: Final = Table(
             changes={**_steps(2), "train.objective.targets": "coarse_to_fine"},
             against=("K = 2", "K = 0"), paper=("V6", (0.517, 0.731)),
         ),
+        Cell(
+            name="K = 2, shared decoder", against=("K = 2",),
+            changes={**_steps(2, decoder="shared", isolated=False)},
+        ),
+        Cell(
+            name="K = 2, full attention, one request a row", against=("K = 2, shared decoder",),
+            changes={
+                **_steps(2, decoder="shared", isolated=False),
+                "encoder.attention": "full",
+                "context.requests_per_row": 1,
+                "train.objective.prefix_weight": 0.0,
+            },
+        ),
     ),
 )  # fmt: skip
 

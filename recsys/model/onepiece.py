@@ -163,13 +163,12 @@ class OnePiece(nn.Module):
 
         What isolated stages train is a part of its own; everything else is one.
         """
+        base = ("request_tokens.", "anchor_tokens.")
         parts: list[tuple[str, ...]] = []
         if self.reasoner is not None and self.config.reasoner.isolated:
-            parts.append(
-                ("reasoner.", "request_tokens.", "anchor_tokens.", "latent_norm.", "coarse_head.")
-            )
+            parts.append(("reasoner.", "latent_norm.", "coarse_head.", *base))
         if self.ranker is not None and self.config.ranker.isolated:
-            parts.append(("ranker.",))
+            parts.append(("ranker.", *(() if self.reasoner is not None else base)))
         named = list(self.named_parameters())
         rest = [p for name, p in named if not name.startswith(sum(parts, ()))]
         return (rest, *([p for name, p in named if name.startswith(part)] for part in parts))
@@ -195,7 +194,9 @@ class OnePiece(nn.Module):
     def base_block(self, batch: ContextBatch, items: ItemVectors) -> BaseBlock:
         """Embed what a request brings: anchors, user, situation."""
         assert self.request_tokens is not None
-        cut, isolated = batch.requests.cut, self.config.reasoner.isolated
+        cut, owner = batch.requests.cut, self.reasoner or self.ranker
+        assert owner is not None
+        isolated = owner.config.isolated
         base = self.request_tokens(batch)
         at = cut[..., None] + torch.arange(base.shape[2], device=base.device)
         place = self.history_tokens.position(at.clamp(max=self.config.encoder.max_history))
@@ -366,7 +367,9 @@ class OnePiece(nn.Module):
             return output.tail, start
         prefix, tokens = output.prefix_state, base.tokens
         if config.isolated:
-            prefix, tokens = prefix.detach(), tokens.detach()
+            prefix = prefix.detach()
+            # Without a reasoner nobody else trains what a request brings.
+            tokens = tokens.detach() if self.reasoner is not None else tokens
             blocks = tuple(block.detach() for block in blocks)
         layers = self.ranker.layers if config.decoder == "own" else None
         tail = self.encoder.open_tail(prefix, batch.requests, layers)

@@ -172,11 +172,12 @@ class Objective:
             anchors = batch.requests.anchor_item
             parts += [] if anchors is None else [anchors]
             ids = torch.unique(torch.cat([part.flatten() for part in parts]))
-        items = model.embed_items(ids)
         asked = batch.requests.cut.numel() > 0
         ranks = reason and asked and self._ranks(model, batch)
         reason = reason and asked and (config.step_weight > 0 or ranks)
-        output = model(batch, items, reason=reason)
+        with torch.set_grad_enabled(self._trains_retrieval(model)):
+            items = model.embed_items(ids)
+            output = model(batch, items, reason=reason)
         drawn = None if negative is None or log_q is None else (negative, log_q)
         terms: dict[str, Tensor] = {}
         total = labels.next_item.new_zeros((), dtype=torch.float32)
@@ -202,6 +203,13 @@ class Objective:
                 f"{config.prefix_weight}, and no steps are reasoned in this epoch."
             )
         return total, {name: term.detach() for name, term in terms.items()}
+
+    def _trains_retrieval(self, model: OnePiece) -> bool:
+        """Whether anything but an isolated ranking is optimised."""
+        config = self.config
+        by_prefix = config.prefix_loss != "none" and config.prefix_weight > 0
+        by_steps = model.reasoner is not None and config.step_weight > 0
+        return by_prefix or by_steps or not model.config.ranker.isolated
 
     def _ranks(self, model: OnePiece, batch: ContextBatch) -> bool:
         given = batch.requests.candidates is not None or self.groups is not None

@@ -181,6 +181,17 @@ def test_isolated_ranking_sends_no_gradient_to_the_retrieval(toy: PreparedDatase
         assert all(name.startswith("ranker.") for name in touched) is isolated
 
 
+def test_without_a_reasoner_the_ranking_trains_what_a_request_brings(toy: PreparedDataset) -> None:
+    model, context = build(toy, "without a reasoner", isolated=True)
+    model.train()
+    model.rank(read(model, context), candidates()).logits.square().sum().backward()
+    touched = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert "request_tokens.token" in touched
+    assert all(name.startswith(("ranker.", "request_tokens.")) for name in touched)
+    parts = [{id(p) for p in part} for part in model.independent_parts()]
+    assert id(model.request_tokens.token) in parts[1]
+
+
 def test_a_later_ranking_step_changes_no_earlier_one(toy: PreparedDataset) -> None:
     three, context = build(toy, "own over own", num_steps=3)
     two, _ = build(toy, "own over own", num_steps=2)
