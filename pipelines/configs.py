@@ -47,7 +47,7 @@ def demo() -> RunConfig:
 
 def demo_ranking() -> RunConfig:
     """The ranking stage alone on a trained demo model (--warm-start), on lists that were shown."""
-    return ranking_only(demo(), epochs=5)
+    return ranking_only(demo(), epochs=4)
 
 
 def ml_1m() -> RunConfig:

@@ -31,7 +31,7 @@ class DemoConfig:
 
     out: Path = Path("data/demo")
     world: SyntheticConfig = field(default_factory=SyntheticConfig)
-    epochs: int = 30
+    epochs: int = 20
     """Of each of the two retrievers."""
 
 
