@@ -323,13 +323,11 @@ class Objective:
         assert self.teacher is not None
         neighbours = self.teacher.neighbours.to(gold.device)[gold]
         weights = self.teacher.weights.to(gold.device)[gold]
-        kept = weights > 0
-        row, column = kept.nonzero(as_tuple=True)
         trained = items.vectors[FIRST_ID : model.config.data.num_id_rows]
         return full_softmax_loss(
-            query[row],
+            query,
             trained,
-            neighbours[row, column] - FIRST_ID,
-            weight=weights[row, column],
+            (neighbours - FIRST_ID).clamp(min=0),
+            weight=weights,
             temperature=self.config.temperature,
         )
