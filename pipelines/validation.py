@@ -25,8 +25,9 @@ def validation(
         device: Where the model is.
 
     Returns:
-        Judges a model: ``<head>/<metric>`` of every head, the recommending head's under the plain
-        names, and ``rank/<task>/gauc`` where lists were shown. Sets the model's ``answer_head``.
+        Judges a model: ``<head>/<metric>`` of every head, under the plain names those of the
+        recommending head, or of the best step where the prefix head is not trained, and
+        ``rank/<task>/gauc`` where lists were shown. Sets the model's ``answer_head``.
     """
     asked = list(
         evaluation_batches(
@@ -64,6 +65,11 @@ def validation(
         model.answer_head = answer
         if shown:
             metrics |= gauc_of(model, shown, tasks, group_size=group_size)
-        return {name: metrics[f"{answer}/{name}"] for name in ("ndcg@10", "recall@10")} | metrics
+        # A prefix head that is not trained stays as it is, and would make the first epoch the best.
+        judged = answer
+        if steps := [head for head in model.heads if head != "prefix"]:
+            if not run.train.objective.prefix_weight:
+                judged = max(steps, key=lambda head: metrics.get(f"{head}/{decisive}", 0.0))
+        return {name: metrics[f"{judged}/{name}"] for name in ("ndcg@10", "recall@10")} | metrics
 
     return validate

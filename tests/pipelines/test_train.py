@@ -1,12 +1,13 @@
 """`python -m pipelines train` on the toy world: files, resume, warm start, refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_world import toy_dataset
+from tiny_world import tiny_model, toy_dataset
 
 import pipelines.__main__ as command_line
 from pipelines import train as job
@@ -184,3 +185,19 @@ def test_every_named_run_builds_a_model(toy: PreparedDataset, name: str) -> None
     assert bare.reasoner.decoder == "none"
     assert bare.context.requests_per_row == 0
     assert bare.train.objective.step_weight == 0
+
+
+@pytest.mark.parametrize("prefix_weight", [0.0, 1.0])
+def test_a_run_that_leaves_the_prefix_head_alone_is_judged_by_its_steps(
+    toy: PreparedDataset, prefix_weight: float
+) -> None:
+    run = RUNS["demo"]()
+    objective = replace(run.train.objective, prefix_weight=prefix_weight)
+    run = replace(run, train=replace(run.train, objective=objective))
+    validate = judge.validation(run, toy, None, "cpu")
+    for seed in range(4):
+        found = validate(tiny_model(toy, seed=seed))
+        heads = {name: found[f"{name}/ndcg@10"] for name in ("prefix", "step0", "step1", "step2")}
+        if not prefix_weight:
+            del heads["prefix"]
+        assert found["ndcg@10"] == max(heads.values())
